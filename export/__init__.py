@@ -1,0 +1,1 @@
+"""The pipeline, one module per DVC stage, read in the order of the data."""

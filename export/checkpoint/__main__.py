@@ -1,0 +1,40 @@
+"""Stage `checkpoint`: a published checkpoint in, canonical weights and policy.json out."""
+
+import shutil
+from pathlib import Path
+
+from export.checkpoint.canonical import FOLDER, Description, resolve_interface, write_canonical
+from export.checkpoint.lerobot import open_lerobot
+from export.checkpoint.openpi import open_openpi, open_openpi_jax
+from export.checkpoint.source import file_hashes
+from export.params import load_params
+from export.stage import run_stage, staged
+from pi05_runtime.errors import CheckpointError
+from pi05_runtime.prompt import Prompter
+
+OPENERS = {"openpi": open_openpi, "lerobot": open_lerobot, "orbax": open_openpi_jax}
+
+
+def main() -> None:
+    params = load_params().checkpoint
+    directory, tokenizer = Path(params.path), Path(params.tokenizer)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory: set checkpoint.path in params.yaml")
+    if not tokenizer.is_file():
+        raise CheckpointError(
+            f"{tokenizer} not found: set checkpoint.tokenizer to PaliGemma's SentencePiece model "
+            "(openpi caches it as paligemma_tokenizer.model)"
+        )
+    source = OPENERS[params.layout](params)
+    interface = resolve_interface(source, params.interface)
+    Prompter(tokenizer, interface, source.geometry.vocabulary, source.geometry.action_width)
+    description = Description(source.geometry, interface, params.layout, file_hashes(directory))
+    with staged(FOLDER) as folder:
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        write_canonical(source, description, folder)
+    views, prompt = interface.cameras, interface.prompt_format
+    print(f"checkpoint: {params.layout} {directory}, cameras {list(views)}, prompt format {prompt}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,123 @@
+"""Stage `export`: a component in PyTorch to one ONNX graph in bf16, strongly typed.
+
+One trace serves every recipe and every engine: quantization edits this graph (quantize.py), and the
+CPU's twin is the same graph read in fp32 (twins.py). So the trace keeps what later stages rely on: a
+matrix product has its weight as second input, stored [in, out] under the name of its layer.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from export.calibrate import build_component
+from export.checkpoint.canonical import read_description
+from export.params import load_params
+from export.stage import ARTIFACTS, run_stage, staged
+from pi05_runtime.geometry import Port, Signature, signature
+
+OPSET = 22
+"""The newest whose RMS norms are still written out; 23 fuses them into an op of mixed types."""
+MODEL, WEIGHTS = "model.onnx", "weights.bin"
+EXTERNAL_BYTES = 1024
+"""Tensors above this size live in the weights file."""
+
+
+class MatMul(nn.Module):
+    """x @ weight + bias with weight [in, out], the layout in which quantized codes are stored."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.t().contiguous(), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+def folder(component: str) -> Path:
+    return ARTIFACTS / "graph" / component
+
+
+def transpose_linears(module: nn.Module) -> nn.Module:
+    """Replaces every nn.Linear by MatMul, one at a time so that memory never holds two models."""
+    for name in [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
+        module.set_submodule(name, MatMul(module.get_submodule(name)))  # type: ignore[arg-type]
+    return module
+
+
+def trace(module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir.Model:
+    """The ONNX model of `module`. sizes: an example value for each symbolic dimension."""
+    dimensions = {name: torch.export.Dim(name, min=2, max=1 << 16) for name in sizes}
+    example = tuple(_example(port, sizes, _activation_dtype(module)) for port in ports.inputs)
+    dynamic = tuple(
+        {axis: dimensions[size] for axis, size in enumerate(port.shape) if isinstance(size, str)}
+        for port in ports.inputs
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            transpose_linears(module),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=True,
+            input_names=[p.name for p in ports.inputs],
+            output_names=[p.name for p in ports.outputs],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    return _anonymous(program.model)
+
+
+def main(component: str) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    params, d = load_params(), read_description()
+    views, horizon = len(d.interface.cameras), d.interface.horizon
+    prompt = params.export.prompt_buckets[-1]
+    sizes = {"prompt": prompt, "prefix": views * d.geometry.vision.tokens + prompt}
+    with tqdm(total=4, desc=f"export {component}", unit="step") as progress:
+        module = build_component(component, params)
+        progress.update()
+        model = trace(module, signature(component, d.geometry, views, horizon), sizes)
+        progress.update()
+        with staged(folder(component)) as out:
+            onnx_ir.save(model, out / MODEL, external_data=WEIGHTS, size_threshold_bytes=EXTERNAL_BYTES)
+            progress.update()
+            onnx.checker.check_model(out / MODEL, full_check=True)
+            progress.update()
+    print(f"export {component}: {len(list(model.graph))} nodes, opset {OPSET}")
+
+
+def _activation_dtype(module: nn.Module) -> torch.dtype:
+    """bf16 if any weight is, else fp32: the dtype of the ports that carry activations."""
+    dtypes = {p.dtype for p in module.parameters()}
+    return torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
+
+
+def _example(port: Port, sizes: dict[str, int], activation: torch.dtype) -> Tensor:
+    shape = [sizes[s] if isinstance(s, str) else s for s in port.shape]
+    dtype = {"float32": torch.float32, "int32": torch.int32, "activation": activation}[port.dtype]
+    return torch.ones(shape, dtype=dtype)
+
+
+def _anonymous(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Drops stack traces and paths, so that the same weights give the same bytes on any machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for i, node in enumerate(model.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        node.name = f"{node.op_type}_{i}"
+    return model
+
+
+if __name__ == "__main__":
+    run_stage(main)

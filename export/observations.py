@@ -1,0 +1,93 @@
+"""Recorded observations: what a robot saw, from a folder with an index and one PNG a camera image.
+
+Each line of `index.jsonl` is one observation with the episode it came from and the split it belongs
+to, so that calibration and gates can never share an episode.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from export.params import ObservationParams
+from pi05_runtime.errors import ObservationError
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of index.jsonl. images: camera name -> file beside the index."""
+
+    task: str
+    episode: int
+    step: int
+    split: str
+    prompt: str
+    state: tuple[float, ...]
+    images: dict[str, str]
+
+
+class Observations:
+    """One split of a folder, indexable like a list: `{images, state, prompt}` as `infer` takes it."""
+
+    def __init__(self, source: ObservationParams):
+        self.folder = Path(source.path)
+        self.records = [r for r in read_index(self.folder) if r.split == source.split]
+        if not self.records:
+            raise ObservationError(
+                f"{self.folder}: no observation has split {source.split!r}; record some, or name another split"
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> dict[str, object]:
+        record = self.records[i]
+        return {
+            "images": {camera: self._image(file) for camera, file in record.images.items()},
+            "state": np.asarray(record.state, np.float32),
+            "prompt": record.prompt,
+        }
+
+    def sha256(self) -> str:
+        """Hash of the set: every index line and every image's bytes, in order."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(msgspec.json.encode(record))
+            for file in record.images.values():
+                digest.update(hashlib.sha256((self.folder / file).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _image(self, file: str) -> np.ndarray:
+        path = self.folder / file
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ObservationError(f"{path}: cannot be read as an image ({error}); record it again") from None
+
+
+def read_index(folder: Path) -> Sequence[Record]:
+    """All records of a folder. Errors: ObservationError naming the line."""
+    path = folder / "index.jsonl"
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise ObservationError(f"{path} not found: record observations first (demo/README.md)") from None
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(msgspec.json.decode(line, type=Record))
+        except msgspec.DecodeError as error:
+            raise ObservationError(f"{path}:{number}: {error}") from None
+    return records
+
+
+def check_disjoint(a: Observations, b: Observations) -> None:
+    """Refuses two sets that share an episode: gates must not see what calibration saw."""
+    episodes = [{(r.task, r.episode) for r in s.records} for s in (a, b)]
+    if shared := sorted(episodes[0] & episodes[1]):
+        raise ObservationError(
+            f"calibration and gates share episodes {shared[:5]}: split by episode, not by frame"
+        )

@@ -1,0 +1,142 @@
+"""params.yaml, read once into typed structs; whatever is unknown or impossible stops here.
+
+The file itself is the documentation of every field. Fields that a checkpoint may state itself are
+optional: where both speak, they must agree (export/checkpoint).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+
+from pi05_runtime.errors import ParamsError
+from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.interface import Convention, NormalizationMode, PromptFormat
+from pi05_runtime.targets import TARGETS
+
+Component = Literal["vision", "prefill", "denoise"]
+Recipe = Literal["bf16", "int8", "fp8", "int4"]
+RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "int4")
+"""From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
+
+Commit = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
+"""A Hub revision is a commit, never a branch: the same params must name the same bytes."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class HubSource(Struct):
+    repo: str
+    revision: Commit
+
+
+class InterfaceParams(Struct):
+    cameras: tuple[str, ...] | None = None
+    prompt_format: PromptFormat | None = None
+    state_dims: int | None = None
+    action_dims: int | None = None
+    horizon: int | None = None
+    max_prompt_tokens: int | None = None
+    normalization: NormalizationMode | None = None
+    convention: Convention | None = None
+
+
+class CheckpointParams(Struct):
+    path: str
+    layout: Literal["openpi", "lerobot", "orbax"]
+    tokenizer: str
+    norm_stats: str | None = None
+    interface: InterfaceParams = InterfaceParams()
+
+
+class ObservationParams(Struct):
+    path: str
+    split: str
+
+
+class ExportParams(Struct):
+    prompt_buckets: tuple[int, ...]
+    steps: tuple[int, ...]
+    default_steps: int
+    rope_frequencies: Literal["float32", "bfloat16"]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_buckets or list(self.prompt_buckets) != sorted(set(self.prompt_buckets)):
+            raise ValueError(f"prompt_buckets must rise and not be empty, found {self.prompt_buckets}")
+        if self.prompt_buckets[0] < 2:
+            raise ValueError(f"the smallest prompt bucket must be at least 2, found {self.prompt_buckets[0]}")
+        if not self.steps or min(self.steps) < 1 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps must be positive and rise, found {self.steps}")
+        if self.default_steps not in self.steps:
+            raise ValueError(f"default_steps {self.default_steps} is not one of steps {self.steps}")
+
+
+class ComponentParams(Struct):
+    recipe: Recipe
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.recipe == "bf16" and self.keep:
+            raise ValueError("`keep` names layers to leave in bf16, but the recipe is bf16 already")
+
+
+class GateParams(Struct):
+    steps: tuple[int, ...]
+    component_cosine: dict[Recipe, float]
+    action_cosine: dict[Recipe, float]
+
+    def __post_init__(self) -> None:
+        for name in ("component_cosine", "action_cosine"):
+            table: dict[Recipe, float] = getattr(self, name)
+            if missing := [r for r in RECIPES if r not in table]:
+                raise ValueError(f"{name} has no threshold for {missing}")
+            if wrong := {r: x for r, x in table.items() if not 0 < x < 1}:
+                raise ValueError(f"{name} must lie between 0 and 1, found {wrong}")
+
+
+class BundleParams(Struct):
+    name: str
+    version: str
+    license: str
+
+
+class Params(Struct):
+    hub: dict[str, HubSource]
+    checkpoint: CheckpointParams
+    calibration: ObservationParams
+    export: ExportParams
+    components: dict[Component, ComponentParams]
+    targets: tuple[str, ...]
+    heldout: ObservationParams
+    gates: GateParams
+    bundle: BundleParams
+
+    def __post_init__(self) -> None:
+        if missing := [c for c in COMPONENTS if c not in self.components]:
+            raise ValueError(f"components has no entry for {missing}")
+        if unknown := [t for t in self.targets if t not in TARGETS]:
+            raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
+        if not self.targets:
+            raise ValueError("targets is empty: name at least one")
+        if extra := set(self.gates.steps) - set(self.export.steps):
+            raise ValueError(f"gates.steps {sorted(extra)} are not among export.steps")
+
+    @property
+    def coarsest(self) -> Recipe:
+        """The coarsest recipe of the three components."""
+        return max((c.recipe for c in self.components.values()), key=RECIPES.index)
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Reads and checks params.yaml. Errors: ParamsError naming the field."""
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_text()), Params)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} not found in {Path.cwd()}: run stages from the repository root") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ParamsError(f"{path}: {error}. Every field is explained in that file") from None

@@ -1,0 +1,62 @@
+"""How every stage starts and ends: one exit code an error, and nothing half-written left behind.
+
+A stage reads `params.yaml` and writes below `artifacts/`, both relative to the working directory, so
+the same stages run in place, under DVC, in a test's temporary folder and at full size.
+"""
+
+import errno
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pi05_runtime.errors import Pi05Error
+
+ARTIFACTS = Path("artifacts")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`, renamed to `path` when the body succeeds.
+
+    When the body fails, the temporary folder is removed and `path` stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes `data` under a temporary name and renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def run_stage(main: Callable[..., None]) -> None:
+    """Runs `main(*arguments)` of a stage module; a known error ends as one line and its exit code."""
+    try:
+        main(*sys.argv[1:])
+    except Pi05Error as error:
+        sys.exit(_report(str(error), error.exit_code))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(_report(f"the disk is full: {error}. Free space, then run the stage again", 1))
+
+
+def _report(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,25 @@
+"""Loads a pi0.5 bundle and acts: `pi05_runtime.load(path, target="cpu-ort").infer(observation)`.
+
+Importing this module loads neither an engine's library nor torch; `load` brings in what the target
+needs.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pi05_runtime.policy import Policy
+
+__version__ = "0.1.0"
+
+
+def load(path: str | Path, target: str, steps: int | None = None) -> "Policy":
+    """Verifies the bundle at `path` and loads its engines for `target`.
+
+    steps: Euler steps of the flow, one of the manifest's `steps`; None takes its default.
+    Errors: BundleError for files that are not what the manifest names, TargetError for a target that
+    the bundle or this machine does not have, EngineError if an engine does not load.
+    """
+    from pi05_runtime.policy import Policy
+
+    return Policy.load(Path(path), target, steps)

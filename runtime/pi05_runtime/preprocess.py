@@ -1,0 +1,82 @@
+"""From a robot's observation to the three arrays that an engine takes.
+
+The pipeline calibrates and judges engines through this very code, so what a robot sends is treated
+exactly as what the engines were made for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pi05_runtime.errors import ObservationError
+from pi05_runtime.geometry import Geometry
+from pi05_runtime.images import stage_images
+from pi05_runtime.interface import Interface
+from pi05_runtime.normalize import normalize_state
+from pi05_runtime.prompt import Prompter
+from pi05_runtime.tables import TokenEmbedding
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """images [views, 3, size, size] in [-1, 1]; prompt_embeddings [bucket, width], zero beyond the
+    prompt; prefix_length: image tokens plus real prompt tokens. Arrays are float32."""
+
+    images: Floats
+    prompt_embeddings: Floats
+    prefix_length: int
+
+
+class Preprocessor:
+    def __init__(
+        self,
+        geometry: Geometry,
+        interface: Interface,
+        buckets: Sequence[int],
+        tokenizer: Path,
+        embedding: TokenEmbedding,
+    ) -> None:
+        self._geometry, self._interface = geometry, interface
+        self._buckets, self._embedding = buckets, embedding
+        self._prompter = Prompter(tokenizer, interface, geometry.vocabulary, geometry.action_width)
+
+    def __call__(self, observation: Mapping[str, Any]) -> Inputs:
+        """observation: `images` {camera: uint8 HWC}, `state` [state_dims], `prompt` str.
+
+        `state` may be left out where the prompt format is `plain`. Errors: ObservationError.
+        """
+        allowed = {"images", "state", "prompt", "noise"}
+        required = {"images", "prompt"} | ({"state"} if self._interface.prompt_format != "plain" else set())
+        missing, unknown = required - observation.keys(), observation.keys() - allowed
+        if missing or unknown:
+            raise ObservationError(
+                f"observation: missing {sorted(missing)}, unknown {sorted(unknown)}; "
+                f"expected {sorted(required)} and optionally {sorted(allowed - required)}"
+            )
+        vision = self._geometry.vision
+        images = stage_images(
+            observation["images"], self._interface.cameras, vision.image_size, self._interface.image_convention
+        )
+        ids = self._prompter.ids(observation["prompt"], self._state(observation))
+        bucket = next((b for b in self._buckets if b >= len(ids)), None)
+        if bucket is None:
+            raise ObservationError(
+                f"prompt: {len(ids)} tokens found, the engines were built for at most {self._buckets[-1]}; "
+                "shorten the instruction, or export with a larger prompt bucket"
+            )
+        prompt = np.zeros((bucket, self._geometry.prefix.width), np.float32)
+        prompt[: len(ids)] = self._embedding[ids]
+        return Inputs(images, prompt, len(images) * vision.tokens + len(ids))
+
+    def _state(self, observation: Mapping[str, Any]) -> Floats | None:
+        if self._interface.prompt_format == "plain":
+            return None
+        return normalize_state(
+            observation["state"], self._interface.normalization, self._interface.state_dims
+        )

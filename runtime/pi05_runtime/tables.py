@@ -1,0 +1,58 @@
+"""The two tables that take work out of the engines: token embeddings and step modulations.
+
+The token table is large (1 GB in the real model) and a decision reads a few dozen rows of it, so it
+stays a memory map. The modulations hold all that time does to the network, for every step count.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from pi05_runtime.errors import BundleError
+
+Floats = npt.NDArray[np.float32]
+
+
+class TokenEmbedding:
+    """Rows already scaled by sqrt(width): bf16 [rows, width], row-major, little-endian, no header."""
+
+    def __init__(self, path: Path, rows: int, width: int) -> None:
+        expected = rows * width * 2
+        found = path.stat().st_size if path.is_file() else 0
+        if found != expected:
+            raise BundleError(
+                f"{path}: {found} bytes found, {expected} expected (bf16 [{rows}, {width}]); "
+                "pull the bundle again"
+            )
+        self._table = np.memmap(path, np.uint16, "r", shape=(rows, width))
+
+    def __getitem__(self, ids: npt.NDArray[np.int64]) -> Floats:
+        """Embeddings float32 [tokens, width] of ids [tokens]; a bf16 is the upper half of a float32."""
+        return (self._table[ids].astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One step count: dt = -1 / steps, and modulation float32 [steps, modulations, 3 * width]."""
+
+    dt: np.float32
+    modulation: Floats
+
+    @property
+    def steps(self) -> int:
+        return len(self.modulation)
+
+
+def read_schedule(path: Path, steps: int) -> Schedule:
+    """The schedule of `steps` Euler steps. Errors: BundleError naming what the file has instead."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names: list[str] = list(file.keys())
+            if (name := f"modulation.{steps}") not in names:
+                raise BundleError(f"{path}: no schedule for {steps} steps, it has {sorted(names)}")
+            return Schedule(np.float32(-1.0 / steps), file.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); pull the bundle again") from None

@@ -1,0 +1,16 @@
+"""Targets: which chip and which kind of engine. Named `<chip>-<engine>`.
+
+The list holds what this release can build and load; a name outside it is refused with this list.
+"""
+
+import msgspec
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """engine: the backend that loads it. twin: which ONNX twin the engine is made from."""
+
+    engine: str
+    twin: str
+
+
+TARGETS = {"cpu-ort": Target(engine="ort", twin="fp32")}
