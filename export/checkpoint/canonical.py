@@ -88,8 +88,9 @@ def write_canonical(source: Source, description: Description, folder: Path) -> N
     with tqdm(total=len(source.tensors), desc="checkpoint", unit="tensor") as progress:
         for file in FILES:
             tensors: dict[str, Tensor] = {}
-            for name, shape in shapes[file].items():
-                tensors[name] = _checked(name, source.tensors[name](), shape)
+            # In the source's order: Orbax stacks layers, and jumping between leaves decodes them again.
+            for name in (n for n in source.tensors if n in shapes[file]):
+                tensors[name] = _checked(name, source.tensors[name](), shapes[file][name])
                 progress.update()
             save_file(tensors, folder / f"{file}.safetensors")
     (folder / "policy.json").write_bytes(msgspec.json.format(msgspec.json.encode(description)))

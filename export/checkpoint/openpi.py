@@ -41,7 +41,10 @@ PREFIXES = {
 EMBEDDING_ALIAS = f"{_PALIGEMMA}lm_head.weight"
 """Where safetensors keeps the tied embedding table, unless embed_tokens is stored as well."""
 
-UNUSED = {f"{_PALIGEMMA}model.language_model.norm.weight", "paligemma_with_expert.gemma_expert.lm_head.weight"}
+UNUSED = {
+    f"{_PALIGEMMA}model.language_model.norm.weight",
+    "paligemma_with_expert.gemma_expert.lm_head.weight",
+}
 """Stored by openpi, read by nothing: the prefix's output and the expert's token head."""
 
 

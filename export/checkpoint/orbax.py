@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+
 from pi05_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:

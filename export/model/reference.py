@@ -22,9 +22,7 @@ class VisionAttention(nn.Module):
     def __init__(self, v: Vision):
         super().__init__()
         self.heads = v.heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(v.width, v.width) for _ in range(4)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(v.width, v.width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (

@@ -25,10 +25,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Inputs:
-    """images [views, 3, size, size] in [-1, 1]; prompt_embeddings [bucket, width], zero beyond the
-    prompt; prefix_length: image tokens plus real prompt tokens. Arrays are float32."""
+    """images float32 [views, 3, size, size] in [-1, 1]; token_ids int64 [tokens]; prompt_embeddings
+    float32 [bucket, width], zero beyond the prompt; prefix_length: image and prompt tokens."""
 
     images: Floats
+    token_ids: npt.NDArray[np.int64]
     prompt_embeddings: Floats
     prefix_length: int
 
@@ -61,7 +62,10 @@ class Preprocessor:
             )
         vision = self._geometry.vision
         images = stage_images(
-            observation["images"], self._interface.cameras, vision.image_size, self._interface.image_convention
+            observation["images"],
+            self._interface.cameras,
+            vision.image_size,
+            self._interface.image_convention,
         )
         ids = self._prompter.ids(observation["prompt"], self._state(observation))
         bucket = next((b for b in self._buckets if b >= len(ids)), None)
@@ -72,7 +76,7 @@ class Preprocessor:
             )
         prompt = np.zeros((bucket, self._geometry.prefix.width), np.float32)
         prompt[: len(ids)] = self._embedding[ids]
-        return Inputs(images, prompt, len(images) * vision.tokens + len(ids))
+        return Inputs(images, ids, prompt, len(images) * vision.tokens + len(ids))
 
     def _state(self, observation: Mapping[str, Any]) -> Floats | None:
         if self._interface.prompt_format == "plain":

@@ -1,0 +1,157 @@
+"""ONNX surgery: quantized layers into a traced graph, its fp32 twin, and the weights both share.
+
+The bf16 graph is what TensorRT parses. ONNX Runtime has no bf16 arithmetic on CPUs, so its twin is
+the same graph with every bf16 read as fp32. Both point into one weights file: the codes and scales
+that are judged on a CPU are the very bytes that a Thor's engine is built from.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from torch import Tensor
+
+from export.graph import EXTERNAL_BYTES
+from export.recipes import INT4_BLOCK, QuantizedLinear
+
+ALIGNMENT = 4096
+"""A page, so that a runtime can map a tensor where it lies."""
+
+
+class WeightsFile:
+    """Writes tensors one behind the other and hands out ONNX references to them."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = path.open("wb")
+        self._names: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __enter__(self) -> "WeightsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, data_type: int, dims: tuple[int, ...], data: bytes) -> TensorProto:
+        """A tensor whose bytes are `data`: inside the graph if small, else in the file."""
+        self._names.add(name)
+        tensor = TensorProto(name=name, data_type=data_type, dims=dims, raw_data=data)
+        if len(data) <= EXTERNAL_BYTES:
+            return tensor
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        offset = self._file.tell()
+        self._file.write(data)
+        external_data_helper.set_external_data(tensor, self._path.name, offset, len(data))
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        return tensor
+
+
+def quantize_graph(
+    source: Path, layers: Iterable[tuple[str, QuantizedLinear]], weights: WeightsFile
+) -> onnx.ModelProto:
+    """The bf16 graph at `source` with `layers` quantized; all of its weights go to `weights`.
+
+    A layer whose product is not found in the graph is a KeyError: nothing is skipped.
+    """
+    model = onnx.load(source, load_external_data=False)
+    graph = gs.import_onnx(model)
+    products = {n.inputs[1].name: n for n in graph.nodes if n.op == "MatMul"}
+    for layer, quantized in layers:
+        _insert(graph, products[f"{layer}.weight"], layer, quantized, weights)
+    graph.cleanup().toposort()
+    model = gs.export_onnx(graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in weights:
+            data = _read_external(tensor, source.parent)
+            tensor.CopyFrom(weights.add(tensor.name, tensor.data_type, tuple(tensor.dims), data))
+    return model
+
+
+def fp32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with every bf16 read as fp32: casts, ports and small tensors are retyped, large
+    tensors stay the same bytes behind a cast."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    del twin.graph.value_info[:]
+    for port in [*twin.graph.input, *twin.graph.output]:
+        if port.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            port.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in twin.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    casts: list[onnx.NodeProto] = []
+    renamed: dict[str, str] = {}
+    for tensor in twin.graph.initializer:
+        if tensor.data_type != TensorProto.BFLOAT16:
+            continue
+        if tensor.data_location == TensorProto.EXTERNAL:
+            renamed[tensor.name] = f"{tensor.name}.fp32"
+            casts.append(
+                helper.make_node(
+                    "Cast",
+                    [tensor.name],
+                    [renamed[tensor.name]],
+                    f"{tensor.name}.cast",
+                    to=TensorProto.FLOAT,
+                )
+            )
+        else:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in twin.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    nodes = [*casts, *twin.graph.node]
+    del twin.graph.node[:]
+    twin.graph.node.extend(nodes)
+    return twin
+
+
+def _insert(
+    graph: gs.Graph, product: gs.Node, layer: str, quantized: QuantizedLinear, weights: WeightsFile
+) -> None:
+    if quantized.input_scale is not None:
+        scale = _constant(f"{layer}.input_scale", quantized.input_scale)
+        zero = TensorProto(name=f"{layer}.input_zero", data_type=quantized.data_type, raw_data=b"\0")
+        zero = gs.Constant(zero.name, LazyValues(zero))
+        codes, restored = (gs.Variable(f"{layer}.input_{kind}") for kind in ("codes", "restored"))
+        saturate = {"saturate": 1} if quantized.data_type == TensorProto.FLOAT8E4M3FN else {}
+        inputs = [product.inputs[0], scale, zero]
+        graph.nodes.append(gs.Node("QuantizeLinear", f"{layer}.quantize", saturate, inputs, [codes]))
+        graph.nodes.append(
+            gs.Node("DequantizeLinear", f"{layer}.dequantize", {}, [codes, scale, zero], [restored])
+        )
+        product.inputs[0] = restored
+    data = weights.add(f"{layer}.codes", quantized.data_type, quantized.shape, quantized.codes)
+    scale = _constant(f"{layer}.weight_scale", quantized.weight_scale)
+    axis: dict[str, Any] = {0: {}, 1: {"axis": 1}, 2: {"axis": 0, "block_size": INT4_BLOCK}}[
+        quantized.weight_scale.ndim
+    ]
+    restored = gs.Variable(f"{layer}.weight")
+    product.inputs[1] = restored
+    inputs = [gs.Constant(f"{layer}.codes", LazyValues(data)), scale]
+    graph.nodes.append(gs.Node("DequantizeLinear", f"{layer}.dequantize_weight", axis, inputs, [restored]))
+
+
+def _constant(name: str, values: Tensor) -> gs.Constant:
+    """A bf16 constant kept inside the graph, where the fp32 twin can retype it."""
+    data = values.view(torch.int16).numpy().astype("<i2").tobytes()
+    tensor = TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=values.shape, raw_data=data)
+    return gs.Constant(name, LazyValues(tensor))
+
+
+def _read_external(tensor: TensorProto, folder: Path) -> bytes:
+    entry = external_data_helper.ExternalDataInfo(tensor)
+    with (folder / entry.location).open("rb") as file:
+        file.seek(entry.offset or 0)
+        return file.read(entry.length)

@@ -1,0 +1,122 @@
+"""The `pi05` command: what a person does with a bundle on a device."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from pi05_runtime import golden, load
+from pi05_runtime.errors import ObservationError, Pi05Error
+from pi05_runtime.manifest import Manifest, read_manifest
+from pi05_runtime.verify import verify
+
+
+def main() -> None:
+    """Entry point. Exit code 0, or the `exit_code` of the error (errors.py)."""
+    arguments = _parser().parse_args()
+    try:
+        arguments.command(arguments)
+    except Pi05Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints the manifest's summary after checking every file that is there."""
+    bundle: Path = arguments.bundle
+    manifest = read_manifest(bundle)
+    present = [name for name in manifest.files if (bundle / name).exists()]
+    verify(bundle, manifest, present)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())
+        return
+    print("\n".join(_summary(manifest, present)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One decision: on the images given, or on the golden sample's."""
+    policy = load(arguments.bundle, arguments.target, arguments.steps)
+    sample, _ = golden.observation(
+        arguments.bundle, policy.manifest.golden.file, policy.manifest.golden.prompt
+    )
+    if arguments.image:
+        sample = {"images": _images(arguments.image), "prompt": arguments.prompt, "state": arguments.state}
+    result = policy.infer({k: v for k, v in sample.items() if v is not None})
+    if arguments.json:
+        print(json.dumps({"actions": result["actions"].tolist(), "timings": result["timings"]}))
+        return
+    print(f"prompt: {sample['prompt']}\nactions [horizon, dims]:")
+    print(np.array2string(result["actions"], precision=4, suppress_small=True))
+    print("  ".join(f"{name} {ms:.2f} ms" for name, ms in result["timings"].items()))
+
+
+def selftest(arguments: argparse.Namespace) -> None:
+    """The golden sample through the real backend; fails on any step count below its threshold."""
+    for result in golden.selftest(arguments.bundle, arguments.target):
+        print(
+            f"{result.steps:>3} steps  cosine {result.cosine:.6f} >= {result.threshold}  {result.total_ms:.1f} ms"
+        )
+    print(f"self-test of {arguments.target} passed")
+
+
+def _summary(manifest: Manifest, present: list[str]) -> list[str]:
+    interface = manifest.interface
+    size = sum(manifest.files[name].size for name in present)
+    gates = [
+        f"gate     {target} {name}: cosine {gate.cosine:.6f} >= {gate.threshold}"
+        for target, results in manifest.gates.items()
+        for name, gate in results.items()
+    ]
+    return [
+        f"{manifest.name} {manifest.version} ({manifest.license}), schema {manifest.schema}",
+        f"files    {len(present)} of {len(manifest.files)} present and intact, {size / 1e6:.1f} MB",
+        f"targets  {', '.join(manifest.targets)}",
+        f"recipes  {', '.join(f'{name} {c.recipe}' for name, c in manifest.components.items())}",
+        f"cameras  {', '.join(interface.cameras)}; prompt format {interface.prompt_format}",
+        f"actions  {interface.horizon} x {interface.action_dims}; steps {list(manifest.steps)}, "
+        f"default {manifest.default_steps}; prompt buckets {list(manifest.prompt_buckets)}",
+        *gates,
+    ]
+
+
+def _images(given: list[str]) -> dict[str, Any]:
+    images: dict[str, Any] = {}
+    for entry in given:
+        camera, separator, path = entry.partition("=")
+        if not separator:
+            raise ObservationError(f"--image {entry!r}: expected camera=path, for example front=front.png")
+        try:
+            with Image.open(path) as image:
+                images[camera] = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            raise ObservationError(f"--image {entry}: {error}") from None
+    return images
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pi05", description="Inspect, run and test a pi0.5 bundle.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("bundle", type=Path, help="bundle folder")
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("inspect", inspect, "show what a bundle is, and check the files that are there")
+    sub.add_argument("--json", action="store_true", help="the whole manifest")
+    sub = add("run", run, "make one decision, on the golden sample unless images are given")
+    sub.add_argument("--target", required=True)
+    sub.add_argument("--steps", type=int, help="Euler steps; the manifest's default if absent")
+    sub.add_argument("--image", action="append", metavar="CAMERA=PATH", help="once for each camera")
+    sub.add_argument("--state", type=float, nargs="+", help="the robot's state, in its own units")
+    sub.add_argument("--prompt", help="the instruction")
+    sub.add_argument("--json", action="store_true")
+    sub = add("selftest", selftest, "run the golden sample and compare with its stored actions")
+    sub.add_argument("--target", required=True)
+    return parser

@@ -1,0 +1,101 @@
+"""A loaded bundle that acts: observation in, a chunk of actions in the robot's units out."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pi05_runtime.engines import Decision, Engine, open_engine
+from pi05_runtime.errors import ObservationError
+from pi05_runtime.geometry import COMPONENTS, signature
+from pi05_runtime.manifest import Manifest, read_manifest
+from pi05_runtime.normalize import unnormalize_actions
+from pi05_runtime.preprocess import Preprocessor
+from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
+from pi05_runtime.verify import target_files, verify
+
+Floats = npt.NDArray[np.float32]
+
+
+class Policy:
+    """Not thread-safe: one decision at a time."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, preprocess: Preprocessor, engine: Engine, steps: int
+    ) -> None:
+        self.manifest, self.engine = manifest, engine
+        self._folder, self._preprocess = folder, preprocess
+        self._schedule = self._read_schedule(steps)
+        self._generator = np.random.default_rng()
+
+    @classmethod
+    def load(cls, path: Path, target: str, steps: int | None = None) -> "Policy":
+        """See pi05_runtime.load."""
+        manifest = read_manifest(path)
+        entry = target_files(manifest, target)
+        verify(path, manifest, entry.files)
+        geometry, interface = manifest.geometry, manifest.interface
+        table = TokenEmbedding(path / manifest.token_embedding, geometry.vocabulary, geometry.prefix.width)
+        preprocess = Preprocessor(
+            geometry, interface, manifest.prompt_buckets, path / manifest.tokenizer, table
+        )
+        views, horizon = len(interface.cameras), interface.horizon
+        engine = open_engine(
+            target,
+            {name: path / file for name, file in entry.engines.items()},
+            {name: signature(name, geometry, views, horizon) for name in COMPONENTS},
+        )
+        steps = manifest.default_steps if steps is None else steps
+        return cls(path, manifest, preprocess, engine, steps)
+
+    @property
+    def steps(self) -> int:
+        """Euler steps of a decision; may be set. Errors: BundleError for a count without a schedule."""
+        return self._schedule.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._schedule = self._read_schedule(steps)
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """One decision.
+
+        observation: `images` {camera: uint8 [height, width, 3] RGB, any size}, `state` float
+        [state_dims] in the robot's units, `prompt` str, and optionally `noise` float32 [horizon,
+        action width], the flow's starting point, drawn afresh when absent.
+        Returns `actions` float32 [horizon, action_dims] in the robot's units and `timings`, in ms.
+        Errors: ObservationError for a bad observation, EngineError for a result not to act on.
+        """
+        start = time.perf_counter()
+        decision, preprocess_ms = self.decide(observation)
+        interface = self.manifest.interface
+        actions = unnormalize_actions(decision.actions, interface.normalization, interface.action_dims)
+        total_ms = (time.perf_counter() - start) * 1e3
+        timings = {"preprocess": preprocess_ms, **decision.milliseconds, "total": total_ms}
+        return {"actions": actions, "timings": timings}
+
+    def decide(self, observation: Mapping[str, Any]) -> tuple[Decision, float]:
+        """The decision before unnormalisation, and the milliseconds of preprocessing."""
+        start = time.perf_counter()
+        inputs = self._preprocess(observation)
+        noise = self._noise(observation.get("noise"))
+        elapsed = (time.perf_counter() - start) * 1e3
+        return self.engine.decide(inputs, noise, self._schedule), elapsed
+
+    def _noise(self, given: npt.ArrayLike | None) -> Floats:
+        shape = (self.manifest.interface.horizon, self.manifest.geometry.action_width)
+        if given is None:
+            return self._generator.standard_normal(shape, np.float32)
+        noise = np.asarray(given, np.float32)
+        if noise.shape != shape or not np.isfinite(noise).all():
+            raise ObservationError(
+                f"noise: shape {list(noise.shape)} found, finite {list(shape)} expected; leave it out to "
+                "have it drawn"
+            )
+        return noise
+
+    def _read_schedule(self, steps: int) -> Schedule:
+        return read_schedule(self._folder / self.manifest.schedule, steps)

@@ -1,0 +1,1 @@
+"""The gates: what must hold before a bundle exists. A gate that cannot run has failed."""

@@ -1,0 +1,66 @@
+"""A gate's result: an error, the noise floor beside it, and the threshold it is held to.
+
+Written before judging, so that a failed gate can be read; `dvc metrics diff` compares the files.
+"""
+
+import msgspec
+import numpy as np
+from safetensors.torch import load_file
+
+from export.gates import METRICS, REFERENCE, Measured, Result
+from export.stage import write_file
+from pi05_runtime.errors import GateError
+from pi05_runtime.golden import cosine
+
+DIGITS = 7
+
+
+class Reference:
+    """What the BF16 reference and its FP32 twin answered, by observation."""
+
+    def __init__(self) -> None:
+        self.bf16, self.fp32 = (_load(precision) for precision in ("bf16", "fp32"))
+        self.count = 1 + max(int(name.rsplit(".", 1)[1]) for name in self.bf16)
+
+    def measure(self, name: str, answers: list[np.ndarray], width: int | None = None) -> Measured:
+        """The engine's answers, one an observation, against the stored output `name`.
+
+        width: how much of the last axis counts, all of it if None.
+        """
+        answers = [a[..., :width] for a in answers]
+        expected = [self.bf16[f"{name}.{i}"][..., :width] for i in range(self.count)]
+        floor = [self.fp32[f"{name}.{i}"][..., :width] for i in range(self.count)]
+        (found, error), (floor_cosine, floor_error) = _worst(answers, expected), _worst(floor, expected)
+        return Measured(*(round(x, DIGITS) for x in (found, floor_cosine, error, floor_error)))
+
+
+def judge(gate: str, recipe: str, threshold: float, count: int, measured: dict[str, Measured]) -> None:
+    """Writes metrics/<gate>.json, prints it, and raises GateError below the threshold.
+
+    Anything that is not clearly at or above the threshold fails, NaN included.
+    """
+    passed = all(m.cosine >= threshold for m in measured.values())
+    result = Result(recipe, threshold, passed, count, measured)
+    write_file(METRICS / f"{gate}.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    for name, m in measured.items():
+        print(
+            f"{gate} {name}: cosine {m.cosine:.6f} (floor {m.floor_cosine:.6f}), "
+            f"relative error {m.error:.2e} (floor {m.floor_error:.2e})"
+        )
+    if not passed:
+        raise GateError(
+            f"gate {gate} ({recipe}): cosine {result.cosine:.6f} found, at least {threshold} expected; keep "
+            "sensitive layers in bf16 (components.<name>.keep) or choose a finer recipe"
+        )
+
+
+def _worst(answers: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:
+    pairs = list(zip(answers, expected, strict=True))
+    # numpy's min and max, unlike Python's, let no NaN slip through.
+    smallest = np.min([cosine(a, e) for a, e in pairs])
+    largest = np.max([np.linalg.norm(a - e) / np.linalg.norm(e) for a, e in pairs])
+    return float(smallest), float(largest)
+
+
+def _load(precision: str) -> dict[str, np.ndarray]:
+    return {n: t.float().numpy() for n, t in load_file(REFERENCE / f"{precision}.safetensors").items()}

@@ -1,0 +1,77 @@
+"""Stage `parity`: one component's engine against the BF16 reference, on the reference's own inputs.
+
+A component alone shows where an error comes from; the whole loop (actions.py) shows what it does.
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+from export.engine import engine_file
+from export.engine.ort import component_signature
+from export.observations import Observations
+from export.params import load_params
+from export.stage import run_stage
+from export.tables import FOLDER as TABLES
+from export.tables import preprocessor
+from pi05_runtime.engines import Engine, open_engine
+from pi05_runtime.preprocess import Inputs
+from pi05_runtime.tables import Schedule, read_schedule
+from validate.metrics import Reference, judge
+
+LOOP = 10
+"""Denoise is judged at the states of a loop of this many steps."""
+
+
+def component_answer(
+    component: str, engine: Engine, inputs: Inputs, given: dict[str, np.ndarray], schedule: Schedule
+) -> dict[str, np.ndarray]:
+    """The engine's outputs, shaped like the reference's, on the reference's inputs `given`."""
+    length = np.asarray(inputs.prefix_length, np.int32)
+    if component == "vision":
+        return engine.run("vision", {"images": inputs.images})
+    if component == "prefill":
+        cache = engine.run(
+            "prefill",
+            {
+                "image_tokens": given["image_tokens"],
+                "prompt_embeddings": inputs.prompt_embeddings,
+                "prefix_length": length,
+            },
+        )
+        return {name: tensor[:, : inputs.prefix_length] for name, tensor in cache.items()}
+    fixed = {"keys": given["keys"], "values": given["values"], "prefix_length": length}
+    velocity = [
+        (
+            engine.run("denoise", fixed | {"x": x, "modulation": m, "dt": np.asarray(schedule.dt)})["x_next"]
+            - x
+        )
+        / schedule.dt
+        for x, m in zip(given["states"], schedule.modulation, strict=True)
+    ]
+    return {"velocity": np.stack(velocity)}
+
+
+def main(target: str, component: str) -> None:
+    params = load_params()
+    recipe = params.components[component].recipe  # type: ignore[index]
+    reference, observations, prepare = Reference(), Observations(params.heldout), preprocessor(params)
+    engine = open_engine(
+        target,
+        {component: engine_file(target, component)},
+        {component: component_signature(component)},
+    )
+    schedule = read_schedule(TABLES / "schedule.safetensors", LOOP)
+    answers: dict[str, list[np.ndarray]] = {}
+    for i in tqdm(range(reference.count), desc=f"parity {component}"):
+        given = {name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")}
+        for name, output in component_answer(
+            component, engine, prepare(observations[i]), given, schedule
+        ).items():
+            answers.setdefault(name, []).append(output)
+    measured = {name: reference.measure(name, outputs) for name, outputs in answers.items()}
+    threshold = params.gates.component_cosine[recipe]
+    judge(f"{target}/{component}", recipe, threshold, reference.count, measured)
+
+
+if __name__ == "__main__":
+    run_stage(main)
