@@ -16,11 +16,10 @@ import msgspec
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from export.checkpoint.openpi import EMBEDDING_ALIAS, PREFIXES, UNUSED
 from export.model.parameters import canonical_shapes
-from export.stage import staged
+from export.stage import progress, staged
 from pi05_runtime.geometry import Geometry, Stack, Vision
 
 DEMO = Geometry(
@@ -64,7 +63,7 @@ def write_checkpoint(directory: Path, geometry: Geometry, assets: Path, seed: in
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         stored_name(name): tensor(name, shape, generator)
-        for name, shape in tqdm(shapes.items(), desc="seeded weights", unit="tensor")
+        for name, shape in progress(shapes.items(), desc="seeded weights", unit="tensor")
     }
     unused = {"norm": (geometry.prefix.width,), "lm_head": (geometry.vocabulary, geometry.expert.width)}
     for name in sorted(UNUSED):

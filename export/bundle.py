@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from export.calibrate import FOLDER as CALIBRATION
 from export.calibrate import CalibrationSet, seeded_noise
@@ -26,7 +25,7 @@ from export.observations import Observations
 from export.params import Params, load_params
 from export.quantize import TWINS, read_table
 from export.quantize import folder as quantized_folder
-from export.stage import ARTIFACTS, run_stage, staged
+from export.stage import ARTIFACTS, progress, run_stage, staged
 from export.tables import FOLDER as TABLES
 from pi05_runtime import manifest as contract
 from pi05_runtime.geometry import COMPONENTS
@@ -92,7 +91,7 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
 def hash_files(folder: Path) -> dict[str, contract.File]:
     """Size and sha256 of every file below `folder`, by relative path."""
     files: dict[str, contract.File] = {}
-    for path in tqdm(sorted(p for p in folder.rglob("*") if p.is_file()), desc="bundle hashes", unit="file"):
+    for path in progress(sorted(p for p in folder.rglob("*") if p.is_file()), desc="bundle hashes", unit="file"):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = contract.File(path.stat().st_size, digest)

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from export.checkpoint.canonical import read_description, read_weights
 from export.model.fold import build
 from export.observations import Observations, check_disjoint
 from export.params import Params, load_params
-from export.stage import ARTIFACTS, run_stage, staged
+from export.stage import ARTIFACTS, progress, run_stage, staged
 from export.tables import FOLDER as TABLES
 from export.tables import preprocessor
 from pi05_runtime.errors import EngineError
@@ -85,18 +84,18 @@ def main() -> None:
     lengths: list[Tensor] = []
     count = len(observations)
 
-    for i in tqdm(range(count), desc="calibrate preprocessing"):
+    for i in progress(range(count), desc="calibrate preprocessing"):
         inputs = prepare(observations[i])
         lengths.append(torch.tensor(inputs.prefix_length, dtype=torch.int32))
         recorded["vision"][f"images.{i}"] = torch.from_numpy(inputs.images)
         recorded["prefill"][f"prompt_embeddings.{i}"] = torch.from_numpy(inputs.prompt_embeddings).to(DTYPE)
     vision = build_component("vision", params)
-    for i in tqdm(range(count), desc="calibrate vision"):
+    for i in progress(range(count), desc="calibrate vision"):
         recorded["prefill"][f"image_tokens.{i}"] = _finite(vision(recorded["vision"][f"images.{i}"]), i)
         recorded["prefill"][f"prefix_length.{i}"] = lengths[i]
     del vision
     prefill = build_component("prefill", params)
-    for i in tqdm(range(count), desc="calibrate prefill"):
+    for i in progress(range(count), desc="calibrate prefill"):
         sample = {name: recorded["prefill"][f"{name}.{i}"] for name in ("image_tokens", "prompt_embeddings")}
         keys, values = prefill(**sample, prefix_length=lengths[i])
         recorded["denoise"] |= {f"keys.{i}": _finite(keys, i), f"values.{i}": _finite(values, i)}
@@ -104,7 +103,7 @@ def main() -> None:
     del prefill
     denoise = build_component("denoise", params)
     dt = torch.tensor(schedule.dt)
-    for i in tqdm(range(count), desc="calibrate denoise"):
+    for i in progress(range(count), desc="calibrate denoise"):
         x = torch.from_numpy(seeded_noise(i, description.interface.horizon, description.geometry))
         cache = {name: recorded["denoise"][f"{name}.{i}"] for name in ("keys", "values", "prefix_length")}
         states: list[Tensor] = []

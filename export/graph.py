@@ -13,12 +13,11 @@ import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from export.calibrate import build_component
 from export.checkpoint.canonical import read_description
 from export.params import load_params
-from export.stage import ARTIFACTS, run_stage, staged
+from export.stage import ARTIFACTS, progress, run_stage, staged
 from pi05_runtime.geometry import Port, Signature, signature
 
 OPSET = 22
@@ -83,16 +82,16 @@ def main(component: str) -> None:
     views, horizon = len(d.interface.cameras), d.interface.horizon
     prompt = params.export.prompt_buckets[-1]
     sizes = {"prompt": prompt, "prefix": views * d.geometry.vision.tokens + prompt}
-    with tqdm(total=4, desc=f"export {component}", unit="step") as progress:
+    with progress(total=4, desc=f"export {component}", unit="step") as bar:
         module = build_component(component, params)
-        progress.update()
+        bar.update()
         model = trace(module, signature(component, d.geometry, views, horizon), sizes)
-        progress.update()
+        bar.update()
         with staged(folder(component)) as out:
             onnx_ir.save(model, out / MODEL, external_data=WEIGHTS, size_threshold_bytes=EXTERNAL_BYTES)
-            progress.update()
+            bar.update()
             onnx.checker.check_model(out / MODEL, full_check=True)
-            progress.update()
+            bar.update()
     print(f"export {component}: {len(list(model.graph))} nodes, opset {OPSET}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from export.params import ObservationParams
 from pi05_runtime.errors import ObservationError
@@ -64,7 +64,7 @@ class Observations:
         try:
             with Image.open(path) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError) as error:  # Pillow raises the latter for a broken PNG chunk
             raise ObservationError(f"{path}: cannot be read as an image ({error}); record it again") from None
 
 
@@ -72,14 +72,14 @@ def read_index(folder: Path) -> Sequence[Record]:
     """All records of a folder. Errors: ObservationError naming the line."""
     path = folder / "index.jsonl"
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()  # of bytes: text would also split at U+2028 in a prompt
     except FileNotFoundError:
         raise ObservationError(f"{path} not found: record observations first (demo/README.md)") from None
     records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(msgspec.json.decode(line, type=Record))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ObservationError(f"{path}:{number}: {error}") from None
     return records
 

@@ -20,6 +20,7 @@ Recipe = Literal["bf16", "int8", "fp8", "int4"]
 RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "int4")
 """From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 Commit = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
 """A Hub revision is a commit, never a branch: the same params must name the same bytes."""
 
@@ -34,12 +35,12 @@ class HubSource(Struct):
 
 
 class InterfaceParams(Struct):
-    cameras: tuple[str, ...] | None = None
+    cameras: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     prompt_format: PromptFormat | None = None
-    state_dims: int | None = None
-    action_dims: int | None = None
-    horizon: int | None = None
-    max_prompt_tokens: int | None = None
+    state_dims: Positive | None = None
+    action_dims: Positive | None = None
+    horizon: Positive | None = None
+    max_prompt_tokens: Positive | None = None
     normalization: NormalizationMode | None = None
     convention: Convention | None = None
 
@@ -121,6 +122,8 @@ class Params(Struct):
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
         if not self.targets:
             raise ValueError("targets is empty: name at least one")
+        if not self.gates.steps:
+            raise ValueError("gates.steps is empty: actions would be judged at no step count")
         if extra := set(self.gates.steps) - set(self.export.steps):
             raise ValueError(f"gates.steps {sorted(extra)} are not among export.steps")
 
@@ -133,7 +136,7 @@ class Params(Struct):
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Reads and checks params.yaml. Errors: ParamsError naming the field."""
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()), Params)
+        return msgspec.convert(yaml.safe_load(path.read_bytes()), Params)
     except FileNotFoundError:
         raise ParamsError(f"{path} not found in {Path.cwd()}: run stages from the repository root") from None
     except yaml.YAMLError as error:

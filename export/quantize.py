@@ -13,7 +13,6 @@ import msgspec
 import onnx
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from export.calibrate import FOLDER as CALIBRATION
 from export.calibrate import CalibrationSet, build_component, component_inputs
@@ -21,7 +20,7 @@ from export.graph import MODEL, WEIGHTS
 from export.graph import folder as graph_folder
 from export.params import ComponentParams, load_params
 from export.recipes import QuantizedLinear, calibrate, encode
-from export.stage import ARTIFACTS, run_stage, staged
+from export.stage import ARTIFACTS, progress, run_stage, staged
 from export.twins import WeightsFile, fp32_twin, quantize_graph
 from pi05_runtime.errors import ParamsError
 
@@ -120,12 +119,12 @@ def main(component: str) -> None:
         layers = []
     else:
         inputs = list(component_inputs(component))
-        with tqdm(inputs, desc=f"quantize {component} calibration", unit="sample") as progress:
-            module = calibrate(module, layers, recipe, lambda: iter(progress))
+        with progress(inputs, desc=f"quantize {component} calibration", unit="sample") as bar:
+            module = calibrate(module, layers, recipe, lambda: iter(bar))
     scales: dict[str, float | None] = {}
 
     def encoded() -> Iterator[tuple[str, QuantizedLinear]]:
-        for name in tqdm(layers, desc=f"quantize {component} weights", unit="layer"):
+        for name in progress(layers, desc=f"quantize {component} weights", unit="layer"):
             layer = encode(module.get_submodule(name), name, recipe)
             scales[name] = None if layer.input_scale is None else layer.input_scale.item()
             yield name, layer

@@ -9,11 +9,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from pi05_runtime.errors import Pi05Error
 
 ARTIFACTS = Path("artifacts")
+
+progress = partial(tqdm, disable=None)
+"""A progress bar that a log file does not have to hold: shown on a terminal only."""
 
 
 @contextmanager
@@ -51,10 +57,15 @@ def run_stage(main: Callable[..., None]) -> None:
         main(*sys.argv[1:])
     except Pi05Error as error:
         sys.exit(_report(str(error), error.exit_code))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not disk_is_full(error):
             raise
         sys.exit(_report(f"the disk is full: {error}. Free space, then run the stage again", 1))
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether that is what `error` means; safetensors leaves only the text of the system's error."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _report(message: str, code: int) -> int:

@@ -1,7 +1,79 @@
-"""The pipeline as a whole: recipes, determinism, and what it refuses."""
+"""The pipeline as DVC sees it: what runs again after a change, and what does not."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 
-def test_bundle_exists(workspace: Path):
-    assert (workspace / "artifacts" / "bundle" / "manifest.json").is_file()
+from tests.pipeline import ROOT, change_params
+
+CODE = ("dvc.yaml", "export", "runtime", "validate")
+
+
+@pytest.fixture(scope="module")
+def recorded(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished workspace with its state recorded in dvc.lock, as after `dvc repro`."""
+    folder = shutil.copytree(workspace, tmp_path_factory.mktemp("dvc") / "repository")
+    for name in CODE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    dvc(folder, "init", "--no-scm")
+    dvc(folder, "commit", "--force")
+    return folder
+
+
+@pytest.fixture
+def repository(recorded: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(recorded, tmp_path / "repository")
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(["dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stages_to_run(folder: Path) -> set[str]:
+    lines = dvc(folder, "repro", "--dry", "--force-downstream").splitlines()
+    return {line.split("'")[1] for line in lines if line.startswith("Running stage '")}
+
+
+def test_nothing_runs_twice(repository: Path):
+    assert stages_to_run(repository) == set()
+
+
+@pytest.mark.parametrize("component", ["vision", "prefill", "denoise"])
+def test_a_recipe_reruns_its_component_and_what_depends_on_it(repository: Path, component: str):
+    change_params(repository, **{f"components__{component}": {"recipe": "int8", "keep": []}})
+    assert stages_to_run(repository) == {
+        f"quantize@{component}",
+        f"engine@cpu-ort-{component}",
+        f"parity@cpu-ort-{component}",
+        "actions@cpu-ort",
+        "bundle",
+    }
+
+
+def test_a_threshold_reruns_gates_and_no_engine(repository: Path):
+    change_params(repository, gates__action_cosine__fp8=0.99)
+    assert stages_to_run(repository) == {"actions@cpu-ort", "bundle"}
+
+
+def test_a_weight_reruns_its_component_only(repository: Path):
+    """A fine-tune that leaves vision alone keeps vision's graph and engine."""
+    path = repository / "artifacts" / "checkpoint" / "denoise.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    dvc(repository, "commit", "--force", "checkpoint")
+    stages = stages_to_run(repository)
+    assert "export@denoise" in stages
+    assert not {"export@vision", "export@prefill"} & stages
+
+
+def test_metrics_can_be_compared(repository: Path):
+    assert "actions" in dvc(repository, "metrics", "show")

@@ -4,7 +4,6 @@ At every step count, from the same noise: an error that one step hides can turn 
 """
 
 import numpy as np
-from tqdm import tqdm
 
 from export.calibrate import seeded_noise
 from export.checkpoint.canonical import read_description
@@ -13,7 +12,7 @@ from export.engine.ort import component_signature
 from export.gates import NOISE_SEED
 from export.observations import Observations
 from export.params import load_params
-from export.stage import run_stage
+from export.stage import progress, run_stage
 from export.tables import FOLDER as TABLES
 from export.tables import preprocessor
 from pi05_runtime.engines import open_engine
@@ -32,7 +31,7 @@ def main(target: str) -> None:
     )
     schedules = {n: read_schedule(TABLES / "schedule.safetensors", n) for n in params.gates.steps}
     answers: dict[str, list[np.ndarray]] = {f"actions.{n}": [] for n in schedules}
-    for i in tqdm(range(reference.count), desc="actions"):
+    for i in progress(range(reference.count), desc="actions"):
         inputs = prepare(observations[i])
         noise = seeded_noise(NOISE_SEED + i, d.interface.horizon, d.geometry)
         for n, schedule in schedules.items():

@@ -4,13 +4,12 @@ A component alone shows where an error comes from; the whole loop (actions.py) s
 """
 
 import numpy as np
-from tqdm import tqdm
 
 from export.engine import engine_file
 from export.engine.ort import component_signature
 from export.observations import Observations
 from export.params import load_params
-from export.stage import run_stage
+from export.stage import progress, run_stage
 from export.tables import FOLDER as TABLES
 from export.tables import preprocessor
 from pi05_runtime.engines import Engine, open_engine
@@ -62,7 +61,7 @@ def main(target: str, component: str) -> None:
     )
     schedule = read_schedule(TABLES / "schedule.safetensors", LOOP)
     answers: dict[str, list[np.ndarray]] = {}
-    for i in tqdm(range(reference.count), desc=f"parity {component}"):
+    for i in progress(range(reference.count), desc=f"parity {component}"):
         given = {name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")}
         for name, output in component_answer(
             component, engine, prepare(observations[i]), given, schedule

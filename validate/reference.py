@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from export.calibrate import seeded_noise
 from export.checkpoint.canonical import Description, read_description, read_weights
@@ -20,7 +19,7 @@ from export.model.reference import Cache, Reference
 from export.model.schedule import times
 from export.observations import Observations
 from export.params import Params, load_params
-from export.stage import run_stage, staged
+from export.stage import progress, run_stage, staged
 from export.tables import preprocessor
 from pi05_runtime.preprocess import Inputs
 
@@ -80,7 +79,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Tensor]]] = {"bf16": [], "fp32": []}
     for precision, answers in results.items():
         model = load_reference(description, params, bf16=precision == "bf16")
-        for i in tqdm(range(len(observations)), desc=f"reference {precision}"):
+        for i in progress(range(len(observations)), desc=f"reference {precision}"):
             noise = seeded_noise(NOISE_SEED + i, description.interface.horizon, description.geometry)
             given = results["bf16"][i] if precision == "fp32" else {}
             inputs = prepare(observations[i])

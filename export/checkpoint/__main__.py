@@ -3,13 +3,18 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from export.checkpoint.canonical import FOLDER, Description, resolve_interface, write_canonical
 from export.checkpoint.lerobot import open_lerobot
 from export.checkpoint.openpi import open_openpi, open_openpi_jax
 from export.checkpoint.source import file_hashes
 from export.params import load_params
 from export.stage import run_stage, staged
-from pi05_runtime.errors import CheckpointError
+from pi05_runtime.errors import BundleError, CheckpointError
+from pi05_runtime.geometry import Geometry
+from pi05_runtime.interface import Interface
+from pi05_runtime.normalize import normalize_state, unnormalize_actions
 from pi05_runtime.prompt import Prompter
 
 OPENERS = {"openpi": open_openpi, "lerobot": open_lerobot, "orbax": open_openpi_jax}
@@ -27,13 +32,25 @@ def main() -> None:
         )
     source = OPENERS[params.layout](params)
     interface = resolve_interface(source, params.interface)
-    Prompter(tokenizer, interface, source.geometry.vocabulary, source.geometry.action_width)
+    _check_on_robot(tokenizer, interface, source.geometry)
     description = Description(source.geometry, interface, params.layout, file_hashes(directory))
     with staged(FOLDER) as folder:
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
         write_canonical(source, description, folder)
     views, prompt = interface.cameras, interface.prompt_format
     print(f"checkpoint: {params.layout} {directory}, cameras {list(views)}, prompt format {prompt}")
+
+
+def _check_on_robot(tokenizer: Path, interface: Interface, geometry: Geometry) -> None:
+    """Tokenizer and statistics through the robot's own code: what it would refuse stops here."""
+    try:
+        Prompter(tokenizer, interface, geometry.vocabulary, geometry.action_width)
+        if interface.prompt_format != "plain":
+            normalize_state(np.zeros(interface.state_dims), interface.normalization, interface.state_dims)
+        actions = np.zeros((interface.horizon, geometry.action_width), np.float32)
+        unnormalize_actions(actions, interface.normalization, interface.action_dims)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from export.checkpoint.source import Source
 from export.model.parameters import FILES, canonical_shapes
 from export.params import InterfaceParams
-from export.stage import ARTIFACTS
+from export.stage import ARTIFACTS, progress
 from pi05_runtime.errors import CheckpointError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface
 
 FOLDER = ARTIFACTS / "checkpoint"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LISTED = 12
 """How many names of each kind an error lists before it counts the rest."""
 
@@ -46,6 +46,12 @@ def resolve_interface(source: Source, given: InterfaceParams) -> Interface:
                 f"remove checkpoint.interface.{field} from params.yaml, or name the right checkpoint"
             )
         values[field] = stated if wanted is None else wanted
+    modes = {source.normalization.state_mode, source.normalization.action_mode}
+    if given.normalization is not None and modes != {given.normalization}:
+        raise CheckpointError(
+            f"normalization: the checkpoint says {' and '.join(sorted(modes))}, params.yaml says "
+            f"{given.normalization}; set checkpoint.interface.normalization to null in params.yaml"
+        )
     for field, statistics in (
         ("state_dims", source.normalization.state),
         ("action_dims", source.normalization.actions),
@@ -58,11 +64,17 @@ def resolve_interface(source: Source, given: InterfaceParams) -> Interface:
             "checkpoint.interface; they are part of how the policy was trained"
         )
     convention = values.pop("convention")
-    return msgspec.convert(
+    interface = msgspec.convert(
         values | {"image_convention": convention, "normalization": source.normalization},
         Interface,
         from_attributes=True,
     )
+    if interface.action_dims > (width := source.geometry.action_width):
+        raise CheckpointError(
+            f"action_dims: {interface.action_dims} found, at most the {width} of the action head expected; "
+            "check the statistics and checkpoint.interface.action_dims"
+        )
+    return interface
 
 
 def check_names(source: Source) -> None:
@@ -85,13 +97,13 @@ def write_canonical(source: Source, description: Description, folder: Path) -> N
     """Writes FILES and policy.json into `folder`, one component in memory at a time."""
     check_names(source)
     shapes = canonical_shapes(source.geometry)
-    with tqdm(total=len(source.tensors), desc="checkpoint", unit="tensor") as progress:
+    with progress(total=len(source.tensors), desc="checkpoint", unit="tensor") as bar:
         for file in FILES:
             tensors: dict[str, Tensor] = {}
             # In the source's order: Orbax stacks layers, and jumping between leaves decodes them again.
             for name in (n for n in source.tensors if n in shapes[file]):
                 tensors[name] = _checked(name, source.tensors[name](), shapes[file][name])
-                progress.update()
+                bar.update()
             save_file(tensors, folder / f"{file}.safetensors")
     (folder / "policy.json").write_bytes(msgspec.json.format(msgspec.json.encode(description)))
 
@@ -116,8 +128,11 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"{name}: shape {list(tensor.shape)} found, {list(shape)} expected{hint}; "
             "the checkpoint is not the variant that its config.json names, or was converted wrongly"
         )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{name}: {tensor.dtype} found, a float dtype expected")
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{name}: {tensor.dtype} found, a float dtype of 16 bits or more expected; "
+            "quantized checkpoints are not supported: name the one it was made from"
+        )
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(

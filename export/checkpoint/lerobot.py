@@ -5,15 +5,19 @@ modes differ between published repositories (some pi05 checkpoints are z-score),
 config.json's mapping, and statistics from the (un)normaliser steps whose file index varies.
 """
 
+import math
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from export.checkpoint.openpi import translate
 from export.checkpoint.source import (
     Source,
+    check_action_width,
     geometry_of,
     open_safetensors,
     read_config,
@@ -25,12 +29,15 @@ from pi05_runtime.errors import CheckpointError
 from pi05_runtime.interface import Normalization, NormalizationMode, Statistics
 
 IMAGES = "observation.images."
+MASKED = re.compile(rf"{re.escape(IMAGES)}empty_camera_\d+")
+"""LeRobot's own features for its `empty_cameras`: slots that no robot fills and attention never sees."""
+
 MODES: dict[str, NormalizationMode] = {"QUANTILES": "quantile", "MEAN_STD": "zscore"}
 
 
 class _Feature(msgspec.Struct):
     type: Literal["VISUAL", "STATE", "ACTION"]
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
 
 
 class _Config(msgspec.Struct):
@@ -59,10 +66,11 @@ def open_lerobot(params: CheckpointParams) -> Source:
             f"{directory}/config.json: expected one STATE input and an `action` output, found "
             f"{sorted(config.input_features)} and {sorted(config.output_features)}"
         )
+    geometry = geometry_of(read_config(directory), directory)
+    check_action_width("max_action_dim", config.max_action_dim, geometry, directory)
+    cameras = [n for n, f in config.input_features.items() if f.type == "VISUAL" and not MASKED.fullmatch(n)]
     stated = InterfaceParams(
-        cameras=tuple(
-            name.removeprefix(IMAGES) for name, f in config.input_features.items() if f.type == "VISUAL"
-        ),
+        cameras=tuple(name.removeprefix(IMAGES) for name in cameras) or None,
         state_dims=state[0].shape[0],
         action_dims=action.shape[0],
         horizon=config.chunk_size,
@@ -76,7 +84,7 @@ def open_lerobot(params: CheckpointParams) -> Source:
         actions=_statistics(directory, "policy_postprocessor", "unnormalizer", "action"),
         convention="lerobot",
     )
-    return Source(translate(stored), geometry_of(read_config(directory), directory), stated, normalization)
+    return Source(translate(stored), geometry, stated, normalization)
 
 
 def _read(directory: Path) -> _Config:
@@ -115,12 +123,17 @@ def _statistics(directory: Path, processor: str, step: str, feature: str) -> Sta
             f"{directory}: expected one {pattern}, found {[p.name for p in found]}; "
             "the statistics belong to the policy: download the whole repository"
         )
-    stored = load_file(found[0])
+    try:
+        stored = load_file(found[0])
+    except SafetensorError as error:
+        raise CheckpointError(f"{found[0]} cannot be read ({error}): download it again") from None
     read = {
-        name: tuple(stored[f"{feature}.{name}"].astype(float).tolist())
+        name: tuple(stored[f"{feature}.{name}"].double().flatten().tolist())
         for name in ("mean", "std", "q01", "q99")
         if f"{feature}.{name}" in stored
     }
     if not read:
         raise CheckpointError(f"{found[0]}: no statistics of {feature}, found {sorted(stored)[:8]}")
+    if wrong := [name for name, values in read.items() if not all(map(math.isfinite, values))]:
+        raise CheckpointError(f"{found[0]}: {feature} has NaN or infinity in {wrong}; compute them again")
     return Statistics(**read)

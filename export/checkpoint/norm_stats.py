@@ -50,9 +50,9 @@ def read_norm_stats(path: Path, interface: InterfaceParams) -> Normalization:
     """Statistics and mode. Errors: CheckpointError naming file and field."""
     try:
         stats = msgspec.json.decode(path.read_bytes(), type=_File).norm_stats
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} not found: checkpoint.norm_stats must name an existing file") from None
-    except msgspec.DecodeError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; checkpoint.norm_stats must name a file") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}; openpi's compute_norm_stats.py writes this file") from None
     mode = interface.normalization
     if mode is None:

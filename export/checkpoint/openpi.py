@@ -10,6 +10,7 @@ from export.checkpoint.orbax import open_orbax
 from export.checkpoint.source import (
     LazyTensor,
     Source,
+    check_action_width,
     geometry_of,
     open_safetensors,
     read_config,
@@ -66,10 +67,16 @@ def canonical_name(name: str) -> str | None:
 
 
 def translate(stored: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Stored openpi names -> canonical names."""
+    """Stored openpi names -> canonical names. Errors: CheckpointError for two names of one tensor."""
     if any(canonical_name(n) == "embedding.weight" and n != EMBEDDING_ALIAS for n in stored):
         stored = {n: t for n, t in stored.items() if n != EMBEDDING_ALIAS}
-    return {c: t for n, t in stored.items() if (c := canonical_name(n)) is not None}
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in stored.items():
+        if (canonical := canonical_name(name)) in tensors:
+            raise CheckpointError(f"{name}: {canonical} is stored under another name too; expected one")
+        if canonical is not None:
+            tensors[canonical] = tensor
+    return tensors
 
 
 def open_openpi(params: CheckpointParams) -> Source:
@@ -77,27 +84,23 @@ def open_openpi(params: CheckpointParams) -> Source:
     directory = Path(params.path)
     stored = open_safetensors(safetensors_files(directory))
     refuse_pi0(stored, directory)
-    config = read_config(directory)
-    if not config:
-        raise CheckpointError(f"{directory}: config.json not found; openpi's converter writes it")
-    return _source(directory, translate(stored), config, params)
+    return _source(directory, translate(stored), read_config(directory), params)
 
 
 def open_openpi_jax(params: CheckpointParams) -> Source:
     """Opens the JAX Orbax directory `params.path`. Errors: CheckpointError."""
     directory = Path(params.path)
     tensors = {n: t for n, t in open_orbax(directory).items() if n != "prefix.norm.weight"}
-    return _source(directory, tensors, read_config(directory), params)
+    # openpi writes none here; a model of other sizes needs one, for its `geometry`.
+    config = read_config(directory) if (directory / "config.json").exists() else {}
+    return _source(directory, tensors, config, params)
 
 
 def _source(
     directory: Path, tensors: dict[str, LazyTensor], config: dict[str, object], params: CheckpointParams
 ) -> Source:
     geometry = geometry_of(config, directory)
-    if (width := config.get("action_dim", geometry.action_width)) != geometry.action_width:
-        raise CheckpointError(
-            f"{directory}/config.json: action_dim is {width}, {geometry.action_width} expected"
-        )
+    check_action_width("action_dim", config.get("action_dim", geometry.action_width), geometry, directory)
     horizon = config.get("action_horizon")
     stated = InterfaceParams(horizon=horizon if isinstance(horizon, int) else None, convention="openpi")
     normalization = read_norm_stats(find_norm_stats(directory, params.norm_stats), params.interface)

@@ -60,13 +60,13 @@ def open_safetensors(files: Iterable[Path]) -> dict[str, LazyTensor]:
 
 
 def read_config(directory: Path) -> dict[str, object]:
-    """config.json, or {} where the layout has none."""
+    """config.json. Errors: CheckpointError if it is not there or no JSON object."""
     path = directory / "config.json"
     if not path.is_file():
-        return {}
+        raise CheckpointError(f"{path} not found: it says what the weights are; download it again")
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}; download it again") from None
 
 
@@ -80,19 +80,29 @@ def geometry_of(config: dict[str, object], where: Path) -> Geometry:
             return msgspec.convert(config["geometry"], Geometry)
         except msgspec.ValidationError as error:
             raise CheckpointError(f"{where}/config.json: geometry: {error}") from None
-    names = [config.get("paligemma_variant", "gemma_2b"), config.get("action_expert_variant", "gemma_300m")]
+    variants = ("paligemma_variant", "gemma_2b"), ("action_expert_variant", "gemma_300m")
+    names = [str(config.get(field, default)) for field, default in variants]
     if unknown := [n for n in names if n not in GEMMA]:
         raise CheckpointError(
             f"{where}/config.json: unknown variant {unknown}, known: {sorted(GEMMA)}; "
             "a model of other sizes needs a `geometry` object"
         )
-    prefix, expert = (GEMMA[str(n)] for n in names)
+    prefix, expert = (GEMMA[n] for n in names)
     return Geometry(SIGLIP_SO400M, prefix, expert, PI05.vocabulary)
+
+
+def check_action_width(field: str, found: object, geometry: Geometry, where: Path) -> None:
+    """Compares what config.json's `field` says with the weights' width."""
+    if found != geometry.action_width:
+        raise CheckpointError(
+            f"{where}/config.json: {field} is {found}, {geometry.action_width} expected; "
+            "a model of another action width needs a `geometry` object"
+        )
 
 
 def refuse_pi0(names: Iterable[str], where: Path) -> None:
     """pi0 has a state token and a plain expert; it is a sibling, not a damaged pi0.5."""
-    marks = sorted(n for n in names if n.split(".")[-2] in ("state_proj", "action_time_mlp_in"))
+    marks = sorted(n for n in names if {"state_proj", "action_time_mlp_in"} & set(n.split(".")))
     if marks:
         raise CheckpointError(
             f"{where}: this is a pi0 checkpoint (it has {', '.join(marks)}), and this pipeline exports "

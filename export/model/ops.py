@@ -48,8 +48,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     """Attention written out as product, fp32 softmax, product: what every engine parses.
 
     q [..., T, d], k and v [..., S, d], bias fp32 broadcast to [..., T, S]. Returns [..., T, d].
+    The scale is applied in fp32, since a traced bf16 graph would round 72 ** -0.5 itself; Gemma's 1/16
+    is a power of two, for which openpi's order gives the same bits.
     """
-    scores = (torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5).float()
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
     return torch.matmul(torch.softmax(scores, -1).to(v.dtype), v)

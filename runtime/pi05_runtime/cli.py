@@ -3,16 +3,17 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from PIL import Image
 
 from pi05_runtime import golden, load
 from pi05_runtime.errors import ObservationError, Pi05Error
-from pi05_runtime.manifest import Manifest, read_manifest
+from pi05_runtime.manifest import Manifest, encode, read_manifest
+from pi05_runtime.policy import Policy
 from pi05_runtime.verify import verify
 
 
@@ -33,34 +34,28 @@ def inspect(arguments: argparse.Namespace) -> None:
     present = [name for name in manifest.files if (bundle / name).exists()]
     verify(bundle, manifest, present)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())
+        print(encode(manifest).decode(), end="")
         return
     print("\n".join(_summary(manifest, present)))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One decision: on the images given, or on the golden sample's."""
+    """Makes one decision and prints its actions in the robot's units."""
     policy = load(arguments.bundle, arguments.target, arguments.steps)
-    sample, _ = golden.observation(
-        arguments.bundle, policy.manifest.golden.file, policy.manifest.golden.prompt
-    )
-    if arguments.image:
-        sample = {"images": _images(arguments.image), "prompt": arguments.prompt, "state": arguments.state}
-    result = policy.infer({k: v for k, v in sample.items() if v is not None})
+    observation = _observation(arguments, policy)
+    result = policy.infer(observation)
     if arguments.json:
         print(json.dumps({"actions": result["actions"].tolist(), "timings": result["timings"]}))
         return
-    print(f"prompt: {sample['prompt']}\nactions [horizon, dims]:")
-    print(np.array2string(result["actions"], precision=4, suppress_small=True))
+    print(f"prompt: {observation['prompt']}\nactions [horizon, dims]:")
+    print(np.array2string(result["actions"], precision=4, suppress_small=True, threshold=sys.maxsize))
     print("  ".join(f"{name} {ms:.2f} ms" for name, ms in result["timings"].items()))
 
 
 def selftest(arguments: argparse.Namespace) -> None:
     """The golden sample through the real backend; fails on any step count below its threshold."""
-    for result in golden.selftest(arguments.bundle, arguments.target):
-        print(
-            f"{result.steps:>3} steps  cosine {result.cosine:.6f} >= {result.threshold}  {result.total_ms:.1f} ms"
-        )
+    for r in golden.selftest(arguments.bundle, arguments.target):
+        print(f"{r.steps:>3} steps  cosine {r.cosine:.6f} >= {r.threshold}  {r.total_ms:.1f} ms")
     print(f"self-test of {arguments.target} passed")
 
 
@@ -84,17 +79,37 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
     ]
 
 
+def _observation(arguments: argparse.Namespace, policy: Policy) -> dict[str, Any]:
+    """What the command line describes, or the golden sample if it describes nothing."""
+    manifest = policy.manifest
+    given = {"--image": arguments.image, "--prompt": arguments.prompt, "--state": arguments.state}
+    absent = [flag for flag, value in given.items() if value is None]
+    if len(absent) == len(given):
+        return golden.observation(arguments.bundle, manifest.golden.file, manifest.golden.prompt)[0]
+    if manifest.interface.prompt_format == "plain" and "--state" in absent:
+        absent.remove("--state")
+    if absent:
+        raise ObservationError(
+            f"{', '.join(absent)} not given: an observation needs all of {', '.join(given)}; add what is "
+            "missing, or give none of them for the golden sample"
+        )
+    observation = {"images": _images(arguments.image), "prompt": arguments.prompt}
+    return observation if arguments.state is None else observation | {"state": arguments.state}
+
+
 def _images(given: list[str]) -> dict[str, Any]:
     images: dict[str, Any] = {}
     for entry in given:
         camera, separator, path = entry.partition("=")
         if not separator:
             raise ObservationError(f"--image {entry!r}: expected camera=path, for example front=front.png")
+        if camera in images:
+            raise ObservationError(f"--image {entry!r}: a second image for camera {camera!r}; give one each")
         try:
             with Image.open(path) as image:
                 images[camera] = np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise ObservationError(f"--image {entry}: {error}") from None
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
+            raise ObservationError(f"--image {entry!r}: no readable image found ({error})") from error
     return images
 
 
@@ -102,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pi05", description="Inspect, run and test a pi0.5 bundle.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("bundle", type=Path, help="bundle folder")
         sub.set_defaults(command=command)
@@ -110,13 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("inspect", inspect, "show what a bundle is, and check the files that are there")
     sub.add_argument("--json", action="store_true", help="the whole manifest")
-    sub = add("run", run, "make one decision, on the golden sample unless images are given")
-    sub.add_argument("--target", required=True)
+    sub = add("run", run, "make one decision, on the golden sample unless an observation is given")
+    sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
     sub.add_argument("--steps", type=int, help="Euler steps; the manifest's default if absent")
     sub.add_argument("--image", action="append", metavar="CAMERA=PATH", help="once for each camera")
     sub.add_argument("--state", type=float, nargs="+", help="the robot's state, in its own units")
     sub.add_argument("--prompt", help="the instruction")
-    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--json", action="store_true", help="actions and timings as JSON")
     sub = add("selftest", selftest, "run the golden sample and compare with its stored actions")
-    sub.add_argument("--target", required=True)
+    sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
     return parser

@@ -73,6 +73,8 @@ class Port(msgspec.Struct, frozen=True):
 
 
 class Signature(msgspec.Struct, frozen=True):
+    """All ports of a component, in order."""
+
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 

@@ -4,20 +4,19 @@ It lets a device, or anyone with the bundle, find out whether these engines on t
 the policy that passed its gates.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from pi05_runtime.errors import BundleError, GateError
 from pi05_runtime.policy import Policy
+from pi05_runtime.tensors import Floats, open_tensors
 
 IMAGE, ACTIONS = "image.", "actions."
+"""Prefixes of the sample's tensors: one image a camera, and one chunk of actions a step count."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -40,12 +39,19 @@ def cosine(a: npt.NDArray[np.floating[Any]], b: npt.NDArray[np.floating[Any]]) -
     return float(x @ y / norm) if norm != 0 else float(np.array_equal(x, y))
 
 
-def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], Mapping[int, Any]]:
-    """(observation for `infer`, step count -> normalised actions). Errors: BundleError."""
-    try:
-        stored = load_file(bundle / file)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{bundle / file} cannot be read ({error}); pull the bundle again") from None
+def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], dict[int, Floats]]:
+    """(observation for `infer`, step count -> normalised actions [horizon, action width]).
+
+    Errors: BundleError for a file that cannot be read or lacks a part of the observation.
+    """
+    with open_tensors(bundle / file) as tensors:
+        names = tensors.keys()
+        stored = {name: tensors.get_tensor(name) for name in names}
+    if missing := {"state", "noise"} - stored.keys():
+        raise BundleError(
+            f"{bundle / file}: tensors {sorted(stored)} found, {sorted(missing)} expected too; "
+            "export the bundle again"
+        )
     images = {n.removeprefix(IMAGE): t for n, t in stored.items() if n.startswith(IMAGE)}
     actions = {int(n.removeprefix(ACTIONS)): t for n, t in stored.items() if n.startswith(ACTIONS)}
     return {"images": images, "prompt": prompt, "state": stored["state"], "noise": stored["noise"]}, actions
@@ -54,7 +60,8 @@ def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], M
 def selftest(bundle: Path, target: str) -> list[Result]:
     """Runs the golden sample at each of its step counts through the real backend.
 
-    Errors: GateError if any falls below the manifest's threshold, or whatever loading raises.
+    Only the real action dimensions are compared, before unnormalisation. Errors: GateError if any
+    cosine falls below the manifest's threshold, or whatever loading raises.
     """
     policy = Policy.load(bundle, target)
     golden, dims = policy.manifest.golden, policy.manifest.interface.action_dims

@@ -52,7 +52,13 @@ def _check_names(images: Mapping[str, npt.ArrayLike], cameras: Sequence[str]) ->
 
 
 def _frame(camera: str, image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    frame = np.asarray(image)
+    try:
+        frame = np.asarray(image)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(
+            f"camera {camera!r}: found {type(image).__name__} that is no array ({error}), "
+            "expected uint8 [height, width, 3] RGB; pass a numpy array"
+        ) from error
     if frame.ndim != 3:
         advice = "pass one frame of rank 3, without batch or time axes"
     elif frame.shape[2] != 3:

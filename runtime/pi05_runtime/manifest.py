@@ -5,13 +5,13 @@ versioned; `json_schema` emits the JSON Schema of it. There is no timestamp, so 
 give the same manifest.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from pi05_runtime.errors import BundleError
-from pi05_runtime.geometry import Geometry
+from pi05_runtime.geometry import COMPONENTS, Geometry
 from pi05_runtime.interface import Interface
 
 SCHEMA = 1
@@ -43,6 +43,8 @@ class TargetFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The calibration set: a hash over its observations and images, and how many there are."""
+
     sha256: str
     observations: int
 
@@ -71,6 +73,12 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """manifest.json. File names are relative to the bundle, with forward slashes.
+
+    prompt_buckets: the lengths a prompt is padded to, ascending. steps: Euler step counts that the
+    schedule has. gates: target -> gate -> result. files: all but the manifest itself.
+    """
+
     schema: int
     name: str
     version: str
@@ -84,7 +92,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     components: dict[str, Component]
     calibration: Calibration
     gates: dict[str, dict[str, Gate]]
-    """target -> gate -> result."""
     golden: Golden
     tokenizer: str
     token_embedding: str
@@ -108,17 +115,48 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """Reads and checks bundle/manifest.json. Errors: BundleError naming the field or the version."""
+    """Reads and checks bundle/manifest.json, and no other file.
+
+    Errors: BundleError naming the field, the version, or what in the manifest contradicts itself.
+    """
     path = bundle / FILE
     try:
         data = path.read_bytes()
-    except OSError:
-        raise BundleError(f"{path} not found: {bundle} is not a bundle; pull it again") from None
+    except OSError as error:
+        raise BundleError(
+            f"{path}: no manifest found ({error.strerror}), expected one in every bundle; check the path, "
+            "or pull the bundle again"
+        ) from error
     try:
         found = msgspec.json.decode(data, type=_Version).schema
         if found != SCHEMA:
             advice = "update pi05-runtime" if found > SCHEMA else "export the bundle again"
-            raise BundleError(f"{path}: schema {found} found, this runtime reads {SCHEMA}: {advice}")
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path}: {error}; pull the bundle again") from None
+            raise BundleError(f"{path}: schema {found} found, this runtime reads {SCHEMA}; {advice}")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {error}; pull the bundle again") from error
+    if contradiction := _contradiction(manifest):
+        raise BundleError(f"{path}: {contradiction}; export the bundle again")
+    return manifest
+
+
+def _contradiction(m: Manifest) -> str | None:
+    """The first thing that no exporter writes and that types cannot exclude."""
+    for name in m.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"files: {name!r} found, only names inside the bundle expected"
+    shared = {m.tokenizer, m.token_embedding, m.schedule, m.golden.file}
+    for target, entry in m.targets.items():
+        if set(entry.engines) != set(COMPONENTS):
+            return f"targets.{target}.engines: {sorted(entry.engines)} found, {list(COMPONENTS)} expected"
+        if missing := shared.union(entry.engines.values()) - set(entry.files):
+            return f"targets.{target}.files: lacks {sorted(missing)}, which this target loads"
+        if missing := set(entry.files) - m.files.keys():
+            return f"files: lacks {sorted(missing)}, which target {target} names"
+    if missing := {m.default_steps, *m.golden.steps} - set(m.steps):
+        return f"steps: {list(m.steps)} found, {sorted(missing)} expected too"
+    if not m.golden.steps:
+        return "golden.steps: none found, at least one expected, or a self-test would test nothing"
+    if not m.prompt_buckets or list(m.prompt_buckets) != sorted(m.prompt_buckets):
+        return f"prompt_buckets: {list(m.prompt_buckets)} found, ascending lengths expected"
+    return None

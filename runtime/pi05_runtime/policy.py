@@ -15,13 +15,12 @@ from pi05_runtime.manifest import Manifest, read_manifest
 from pi05_runtime.normalize import unnormalize_actions
 from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
+from pi05_runtime.tensors import Floats
 from pi05_runtime.verify import target_files, verify
-
-Floats = npt.NDArray[np.float32]
 
 
 class Policy:
-    """Not thread-safe: one decision at a time."""
+    """A verified bundle with its engines loaded. Not thread-safe: one decision at a time."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, preprocess: Preprocessor, engine: Engine, steps: int
@@ -78,7 +77,10 @@ class Policy:
         return {"actions": actions, "timings": timings}
 
     def decide(self, observation: Mapping[str, Any]) -> tuple[Decision, float]:
-        """The decision before unnormalisation, and the milliseconds of preprocessing."""
+        """The decision before unnormalisation, and the milliseconds of preprocessing.
+
+        observation and errors as in `infer`.
+        """
         start = time.perf_counter()
         inputs = self._preprocess(observation)
         noise = self._noise(observation.get("noise"))
@@ -89,11 +91,17 @@ class Policy:
         shape = (self.manifest.interface.horizon, self.manifest.geometry.action_width)
         if given is None:
             return self._generator.standard_normal(shape, np.float32)
-        noise = np.asarray(given, np.float32)
+        try:
+            noise = np.asarray(given, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ObservationError(
+                f"noise: {type(given).__name__} that is no array of numbers found ({error}), "
+                f"{list(shape)} expected; leave it out to have it drawn"
+            ) from error
         if noise.shape != shape or not np.isfinite(noise).all():
             raise ObservationError(
-                f"noise: shape {list(noise.shape)} found, finite {list(shape)} expected; leave it out to "
-                "have it drawn"
+                f"noise: shape {list(noise.shape)} with {np.count_nonzero(~np.isfinite(noise))} non-finite "
+                f"numbers found, {list(shape)} with none expected; leave it out to have it drawn"
             )
         return noise
 

@@ -19,8 +19,7 @@ from pi05_runtime.interface import Interface
 from pi05_runtime.normalize import normalize_state
 from pi05_runtime.prompt import Prompter
 from pi05_runtime.tables import TokenEmbedding
-
-Floats = npt.NDArray[np.float32]
+from pi05_runtime.tensors import Floats
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Inputs:
 
 
 class Preprocessor:
+    """Stages images, normalises the state, and embeds the prompt in the smallest bucket that holds it."""
+
     def __init__(
         self,
         geometry: Geometry,
@@ -43,6 +44,10 @@ class Preprocessor:
         tokenizer: Path,
         embedding: TokenEmbedding,
     ) -> None:
+        """buckets: prompt lengths of the engines, ascending. tokenizer: the SentencePiece file.
+
+        Errors: BundleError for a tokenizer that does not fit.
+        """
         self._geometry, self._interface = geometry, interface
         self._buckets, self._embedding = buckets, embedding
         self._prompter = Prompter(tokenizer, interface, geometry.vocabulary, geometry.action_width)
@@ -52,14 +57,7 @@ class Preprocessor:
 
         `state` may be left out where the prompt format is `plain`. Errors: ObservationError.
         """
-        allowed = {"images", "state", "prompt", "noise"}
-        required = {"images", "prompt"} | ({"state"} if self._interface.prompt_format != "plain" else set())
-        missing, unknown = required - observation.keys(), observation.keys() - allowed
-        if missing or unknown:
-            raise ObservationError(
-                f"observation: missing {sorted(missing)}, unknown {sorted(unknown)}; "
-                f"expected {sorted(required)} and optionally {sorted(allowed - required)}"
-            )
+        self._check(observation)
         vision = self._geometry.vision
         images = stage_images(
             observation["images"],
@@ -77,6 +75,24 @@ class Preprocessor:
         prompt = np.zeros((bucket, self._geometry.prefix.width), np.float32)
         prompt[: len(ids)] = self._embedding[ids]
         return Inputs(images, ids, prompt, len(images) * vision.tokens + len(ids))
+
+    def _check(self, observation: Mapping[str, Any]) -> None:
+        allowed = {"images", "state", "prompt", "noise"}
+        required = {"images", "prompt"}
+        if self._interface.prompt_format != "plain":
+            required.add("state")
+        missing, unknown = required - observation.keys(), observation.keys() - allowed
+        if missing or unknown:
+            raise ObservationError(
+                f"observation: missing {sorted(missing)}, unknown {sorted(unknown)}; found "
+                f"{sorted(observation)}, expected {sorted(required)} and optionally "
+                f"{sorted(allowed - required)}; pass exactly these keys"
+            )
+        if not isinstance(observation["images"], Mapping):
+            raise ObservationError(
+                f"images: found {type(observation['images']).__name__}, expected a mapping of camera to "
+                f"image; pass one image under each of {list(self._interface.cameras)}"
+            )
 
     def _state(self, observation: Mapping[str, Any]) -> Floats | None:
         if self._interface.prompt_format == "plain":

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from pi05_runtime.errors import BundleError
+from pi05_runtime.tensors import Floats, open_tensors
 
-Floats = npt.NDArray[np.float32]
+MODULATION = "modulation."
 
 
 class TokenEmbedding:
     """Rows already scaled by sqrt(width): bf16 [rows, width], row-major, little-endian, no header."""
 
     def __init__(self, path: Path, rows: int, width: int) -> None:
+        """Maps the table into memory. Errors: BundleError if the file has not exactly its size."""
         expected = rows * width * 2
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
@@ -27,7 +28,7 @@ class TokenEmbedding:
                 f"{path}: {found} bytes found, {expected} expected (bf16 [{rows}, {width}]); "
                 "pull the bundle again"
             )
-        self._table = np.memmap(path, np.uint16, "r", shape=(rows, width))
+        self._table = np.memmap(path, "<u2", "r", shape=(rows, width))
 
     def __getitem__(self, ids: npt.NDArray[np.int64]) -> Floats:
         """Embeddings float32 [tokens, width] of ids [tokens]; a bf16 is the upper half of a float32."""
@@ -48,11 +49,12 @@ class Schedule:
 
 def read_schedule(path: Path, steps: int) -> Schedule:
     """The schedule of `steps` Euler steps. Errors: BundleError naming what the file has instead."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names: list[str] = list(file.keys())
-            if (name := f"modulation.{steps}") not in names:
-                raise BundleError(f"{path}: no schedule for {steps} steps, it has {sorted(names)}")
-            return Schedule(np.float32(-1.0 / steps), file.get_tensor(name))
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); pull the bundle again") from None
+    with open_tensors(path) as file:
+        names = file.keys()
+        counts = sorted(int(name.removeprefix(MODULATION)) for name in names)
+        if steps not in counts:
+            raise BundleError(
+                f"{path}: no schedule for {steps} steps found, expected one of {counts}; choose one of "
+                "these, or add it to `export.steps` and export again"
+            )
+        return Schedule(np.float32(-1.0 / steps), file.get_tensor(f"{MODULATION}{steps}"))

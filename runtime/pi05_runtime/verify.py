@@ -6,7 +6,7 @@ hash. A partial tree is fine, since a device holds one target only; a missing na
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -28,15 +28,24 @@ def target_files(manifest: Manifest, target: str) -> TargetFiles:
 
 
 def verify(bundle: Path, manifest: Manifest, files: Iterable[str]) -> None:
-    """Checks path, size and sha256 of `files`. Errors: BundleError naming file, found and expected."""
+    """Checks type, size and sha256 of `files`, names in `manifest.files`; sizes first, being quick.
+
+    Errors: BundleError naming file, found and expected.
+    """
     names = sorted(files)
     for name in names:
         _check_size(bundle, manifest, name)
     total = sum(manifest.files[name].size for name in names)
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=total < QUIET_BYTES) as bar:
         for name in names:
-            with (bundle / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with (bundle / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BundleError(
+                    f"{bundle / name}: cannot be read ({error.strerror}); check the disk and the file's "
+                    "permissions, then pull the bundle again"
+                ) from error
             if found != (expected := manifest.files[name].sha256):
                 raise BundleError(
                     f"{bundle / name}: sha256 {found} found, {expected} expected: the file was damaged or "
@@ -46,11 +55,13 @@ def verify(bundle: Path, manifest: Manifest, files: Iterable[str]) -> None:
 
 
 def _check_size(bundle: Path, manifest: Manifest, name: str) -> None:
-    path = PurePosixPath(name)
-    if name not in manifest.files or path.is_absolute() or ".." in path.parts:
-        raise BundleError(f"{bundle}: the manifest names {name!r}, which is not a file of the bundle")
     file = bundle / name
-    if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{file}: not found as a regular file; pull the bundle again")
+    if not file.is_file():
+        raise BundleError(f"{file}: no file found, one expected; pull the bundle again")
+    if (found := file.resolve()) != bundle.resolve() / name:
+        raise BundleError(
+            f"{file}: a symbolic link to {found} found, a regular file expected; copy the bundle without "
+            "links"
+        )
     if (found := file.stat().st_size) != (expected := manifest.files[name].size):
         raise BundleError(f"{file}: {found} bytes found, {expected} expected; pull the bundle again")

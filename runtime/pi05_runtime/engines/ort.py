@@ -2,26 +2,47 @@
 engines are built from."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.engines import Decision, Floats
+from pi05_runtime.engines import Decision
 from pi05_runtime.errors import EngineError, TargetError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule
-
-if TYPE_CHECKING:
-    import onnxruntime
+from pi05_runtime.tensors import Floats
 
 DTYPES = {"float32": "tensor(float)", "activation": "tensor(float)", "int32": "tensor(int32)"}
 
 
+class SessionPort(Protocol):
+    """An input or output as ONNX Runtime describes it; a symbolic dimension is a str or None."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
+class Session(Protocol):
+    """The part of onnxruntime.InferenceSession that is used; its library has no types."""
+
+    def get_inputs(self) -> Sequence[SessionPort]: ...
+
+    def get_outputs(self) -> Sequence[SessionPort]: ...
+
+    def run(
+        self, output_names: Sequence[str], input_feed: Mapping[str, npt.NDArray[np.generic]], /
+    ) -> Sequence[Floats]: ...
+
+
 class OrtEngine:
+    """An Engine of one ONNX Runtime session a component."""
+
     def __init__(self, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> None:
         """Opens a session a component and holds it to its signature. Errors: EngineError."""
         self._sessions = {name: open_session(path) for name, path in files.items()}
@@ -32,16 +53,20 @@ class OrtEngine:
         session = self._sessions[component]
         names = [output.name for output in session.get_outputs()]
         try:
-            outputs: list[Floats] = session.run(names, dict(inputs))
+            outputs = session.run(names, dict(inputs))
         except Exception as error:  # onnxruntime raises many types of its own
-            raise EngineError(f"{component}: ONNX Runtime failed: {error}") from error
-        for name, output in zip(names, outputs, strict=True):
-            if not np.isfinite(output).all():
+            raise EngineError(
+                f"{component}: ONNX Runtime failed: {error}; run `pi05 selftest` on this bundle"
+            ) from error
+        named = dict(zip(names, outputs, strict=True))
+        for name, output in named.items():
+            if not (finite := np.isfinite(output)).all():
                 raise EngineError(
-                    f"{component}: {name} has {int((~np.isfinite(output)).sum())} NaN or infinite values; "
-                    "do not act on this decision; check the observation, then the bundle's gates"
+                    f"{component}: {name} has {np.count_nonzero(~finite)} non-finite numbers of "
+                    f"{output.size}, none expected; do not act on this decision, and run `pi05 selftest` "
+                    "on this bundle"
                 )
-        return dict(zip(names, outputs, strict=True))
+        return named
 
     def decide(self, inputs: Inputs, noise: Floats, schedule: Schedule) -> Decision:
         marks = [time.perf_counter()]
@@ -59,36 +84,41 @@ class OrtEngine:
         return Decision(x, dict(zip(("vision", "prefill", "denoise"), spent.tolist(), strict=True)))
 
 
-def open_session(path: Path) -> "onnxruntime.InferenceSession":
-    """A session with QDQ rewriting off: ORT re-inserts some quantizers with the wrong type."""
+def open_session(path: Path) -> Session:
+    """A session with QDQ rewriting off: ORT re-inserts some quantizers with the wrong type.
+
+    Errors: TargetError without ONNX Runtime on this machine, EngineError for a file it cannot load.
+    """
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime: Any = import_module("onnxruntime")
+    except ImportError as error:
         raise TargetError(
-            "target cpu-ort needs onnxruntime, which is not installed: pip install 'pi05-runtime[ort]'"
-        ) from None
-    options: Any = onnxruntime.SessionOptions()
+            f"target cpu-ort needs onnxruntime, which does not import here ({error}); "
+            "pip install 'pi05-runtime[ort]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many types of its own
         raise EngineError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}"
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error}); install the version "
+            "in the manifest's `built_with`, or export the bundle again"
         ) from error
 
 
-def _check_signature(name: str, session: "onnxruntime.InferenceSession", expected: Signature) -> None:
+def _check_signature(name: str, session: Session, expected: Signature) -> None:
     for kind, found, ports in (
         ("inputs", session.get_inputs(), expected.inputs),
         ("outputs", session.get_outputs(), expected.outputs),
     ):
-        has: list[Any] = [(p.name, p.type, _sizes(p.shape)) for p in found]
-        wants: list[Any] = [(p.name, DTYPES[p.dtype], _sizes(p.shape)) for p in ports]
+        has = [(p.name, p.type, _sizes(p.shape)) for p in found]
+        wants = [(p.name, DTYPES[p.dtype], _sizes(p.shape)) for p in ports]
         if has != wants:
             raise EngineError(f"{name}: {kind} {has} found, {wants} expected; build the engine again")
 
 
-def _sizes(shape: Any) -> list[int | None]:
+def _sizes(shape: Sequence[int | str | None]) -> list[int | None]:
     """Symbolic dimensions as None: their names are the exporter's."""
     return [size if isinstance(size, int) else None for size in shape]

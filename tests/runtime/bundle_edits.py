@@ -1,0 +1,25 @@
+"""Ways to change a bundle of one's own, as an attacker, a bad disk or a careless exporter would."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pi05_runtime.manifest import FILE
+
+
+@contextmanager
+def edited(bundle: Path) -> Iterator[dict[str, Any]]:
+    """The manifest as plain JSON, written back afterwards."""
+    manifest = json.loads((bundle / FILE).read_bytes())
+    yield manifest
+    (bundle / FILE).write_text(json.dumps(manifest))
+
+
+def replace(bundle: Path, name: str, data: bytes) -> None:
+    """Other contents for a file, with its size and hash in the manifest to match."""
+    (bundle / name).write_bytes(data)
+    with edited(bundle) as manifest:
+        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,201 @@
+"""Recipes: codes and scales equal ModelOpt's own arithmetic, in twins that share every byte."""
+
+import subprocess
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from export.calibrate import build_component, component_inputs
+from export.engine.ort import to_numpy
+from export.graph import WEIGHTS
+from export.params import ComponentParams, load_params
+from export.quantize import choose_layers, folder, read_table
+from export.recipes import FORMATS, INT4_BLOCK, QuantizedLinear, calibrate, encode
+from pi05_runtime.engines.ort import open_session
+from pi05_runtime.errors import ParamsError
+from pi05_runtime.geometry import COMPONENTS
+from tests.pipeline import change_params, run_stage
+
+QUANTIZED = ("fp8", "int8", "int4")
+SAMPLES = 3
+EXACT = 1e-5
+FLIPS = 2e-3
+"""Relative L2 where activations are quantized: one ulp can turn a code that lies on an edge."""
+TIES = 3e-4
+"""Share of weight codes that may differ from ModelOpt's: it multiplies by 1 / scale where we divide,
+and bf16 weights over bf16 scales often lie exactly between two codes."""
+
+
+def restored(layer: QuantizedLinear) -> torch.Tensor:
+    """The weight [out, in] that a layer's codes and scales stand for."""
+    inputs, out = layer.shape
+    codes = torch.frombuffer(bytearray(layer.codes), dtype=torch.uint8)
+    if layer.data_type == TensorProto.INT4:
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten().to(torch.int8)
+        values = torch.where(codes > 7, codes - 16, codes).float()
+    elif layer.data_type == TensorProto.INT8:
+        values = codes.view(torch.int8).float()
+    else:
+        values = codes.view(torch.float8_e4m3fn).float()
+    scale = layer.weight_scale.float()
+    if scale.ndim == 2:
+        scale = scale.repeat_interleave(INT4_BLOCK, 0)
+    return (values.reshape(inputs, out) * scale).t()
+
+
+def calibrated(component: str, recipe: str) -> tuple[nn.Module, dict[str, QuantizedLinear]]:
+    """ModelOpt's own fake-quantized module in fp32, its ranges rounded as ours are, and our codes."""
+    params = load_params()
+    module = build_component(component, params)
+    layers, _ = choose_layers(module, ComponentParams(recipe))
+    module = calibrate(module, layers, recipe, lambda: component_inputs(component))
+    codes = {name: encode(module.get_submodule(name), name, recipe) for name in layers}
+    module = module.float()
+    for name in layers:
+        layer = module.get_submodule(name)
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            if quantizer.is_enabled:
+                scale = (quantizer.amax.float() / FORMATS[recipe].largest).to(torch.bfloat16)
+                quantizer.amax = scale.float() * FORMATS[recipe].largest
+    return module, codes
+
+
+@pytest.mark.parametrize("recipe", QUANTIZED)
+@pytest.mark.parametrize("component", COMPONENTS)
+@torch.no_grad()
+def test_cpu_twin_equals_modelopt(copied_workspace: Path, component: str, recipe: str):
+    change_params(copied_workspace, **{f"components__{component}": {"recipe": recipe}})
+    run_stage(copied_workspace, "export.quantize", component)
+    with chdir(copied_workspace):
+        module, codes = calibrated(component, recipe)
+        for name, quantized in codes.items():
+            layer = module.get_submodule(name)
+            ours = restored(quantized)
+            share = (layer.weight_quantizer(layer.weight) - ours).abs().gt(1e-6).float().mean()
+            assert share <= TIES, (name, share)
+            layer.weight.data = ours
+            layer.weight_quantizer.disable()
+        session = open_session(folder(component) / "fp32.onnx")
+        for _, sample in zip(range(SAMPLES), component_inputs(component), strict=False):
+            arrays = {name: to_numpy(tensor) for name, tensor in sample.items()}
+            expected = module(**{name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items()})
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            for found, want in zip(session.run(None, arrays), expected, strict=True):
+                error = np.linalg.norm(found - want.numpy()) / np.linalg.norm(want.numpy())
+                assert error <= (EXACT if recipe == "int4" else FLIPS)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_twins_read_the_same_bytes(workspace: Path, component: str):
+    path = workspace / "artifacts" / "quantized" / component
+    bf16, fp32 = (
+        {
+            t.name: (t.data_type, list(t.dims), [(e.key, e.value) for e in t.external_data])
+            for t in onnx.load(path / f"{twin}.onnx", load_external_data=False).graph.initializer
+            if t.data_location == TensorProto.EXTERNAL
+        }
+        for twin in ("bf16", "fp32")
+    )
+    assert bf16 == fp32
+    places = [dict(entries) for _, _, entries in bf16.values()]
+    end = max(int(place["offset"]) + int(place["length"]) for place in places)
+    assert end == (path / WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_fp32_twin_has_no_bf16_but_weights(workspace: Path, component: str):
+    model = onnx.load(
+        workspace / "artifacts" / "quantized" / component / "fp32.onnx", load_external_data=False
+    )
+    casts = {n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            assert tensor.name in casts
+    for port in [*model.graph.input, *model.graph.output]:
+        assert port.type.tensor_type.elem_type != TensorProto.BFLOAT16
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_bf16_graph_rounds_no_scalar(workspace: Path, component: str):
+    """A Python scalar multiplied in bf16 becomes a rounded constant of the graph; there must be none
+    but powers of two. It once cost the vision tower 0.1% of its attention scale."""
+    model = onnx.load(workspace / "artifacts" / "graph" / component / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16 and not tensor.dims:
+            mantissa, _ = np.frexp(float(onnx.numpy_helper.to_array(tensor)))
+            assert abs(mantissa) in (0, 0.5), tensor.name
+
+
+def test_table_lists_every_linear(workspace: Path):
+    with chdir(workspace):
+        for component in COMPONENTS:
+            table = read_table(component)
+            linears = [
+                n
+                for n, m in build_component(component, load_params()).named_modules()
+                if isinstance(m, nn.Linear)
+            ]
+            assert [row.name for row in table.layers] == linears
+        prefill = read_table("prefill")
+    assert {row.precision for row in prefill.layers} == {"fp8"}
+    assert prefill.quantized == 1.0
+    assert prefill.calibration_sha256 is not None
+
+
+def test_keep_leaves_named_layers_in_bf16(copied_workspace: Path):
+    change_params(copied_workspace, components__denoise={"recipe": "int8", "keep": ["layers.0.*", "*.down"]})
+    run_stage(copied_workspace, "export.quantize", "denoise")
+    with chdir(copied_workspace):
+        rows = {row.name: row for row in read_table("denoise").layers}
+        model = onnx.load(folder("denoise") / "bf16.onnx", load_external_data=False)
+    kept = {name for name in rows if name.startswith("layers.0.") or name.endswith(".down")}
+    assert {name for name, row in rows.items() if row.reason == "keep"} == kept
+    weights = {t.name: t.data_type for t in model.graph.initializer}
+    assert all(weights[f"{name}.weight"] == TensorProto.BFLOAT16 for name in kept)
+    assert weights["layers.1.qkv.codes"] == TensorProto.INT8
+
+
+@pytest.mark.parametrize(
+    ("component", "entry", "message"),
+    [
+        ("prefill", {"recipe": "fp8", "keep": ["layers.9.*"]}, "matches no layer"),
+        ("prefill", {"recipe": "fp8", "keep": ["*"]}, "leaves nothing to quantize"),
+    ],
+)
+def test_keep_that_makes_no_sense_is_refused(
+    copied_workspace: Path, component: str, entry: dict[str, object], message: str
+):
+    before = (copied_workspace / "artifacts" / "quantized" / component / "table.json").read_bytes()
+    change_params(copied_workspace, **{f"components__{component}": entry})
+    with pytest.raises(ParamsError, match=message):
+        run_stage(copied_workspace, "export.quantize", component)
+    after = copied_workspace / "artifacts" / "quantized"
+    assert (after / component / "table.json").read_bytes() == before
+    assert not list(after.glob(".*"))
+
+
+def test_int4_names_a_layer_that_its_blocks_do_not_divide():
+    module = nn.Sequential(nn.Linear(100, 8, bias=False).bfloat16())
+    with pytest.raises(ParamsError, match="100 inputs"):
+        calibrate(module, ["0"], "int4", lambda: iter(()))
+
+
+def test_a_range_that_is_not_finite_is_refused():
+    module = nn.Sequential(nn.Linear(128, 8, bias=False).bfloat16())
+    broken = torch.full((1, 128), float("nan"), dtype=torch.bfloat16)
+    with pytest.raises(Exception, match=r"(?i)nan|range"):
+        encode(calibrate(module, ["0"], "fp8", lambda: iter([{"input": broken}]))[0], "0", "fp8")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_polygraphy_finds_nothing_wrong_with_the_cpu_twin(workspace: Path, component: str):
+    model = workspace / "artifacts" / "quantized" / component / "fp32.onnx"
+    done = subprocess.run(["polygraphy", "check", "lint", str(model)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "PASSED" in done.stdout
