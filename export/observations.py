@@ -36,7 +36,7 @@ class Observations:
         self.records = [r for r in read_index(self.folder) if r.split == source.split]
         if not self.records:
             raise ObservationError(
-                f"{self.folder}: no observation has split {source.split!r}; record some, or name another split"
+                f"{self.folder}: no observation has split {source.split!r}; record some or name another"
             )
 
     def __len__(self) -> int:

@@ -29,12 +29,12 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class HubSource(Struct):
+class HubSource(Struct, frozen=True):
     repo: str
     revision: Commit
 
 
-class InterfaceParams(Struct):
+class InterfaceParams(Struct, frozen=True):
     cameras: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     prompt_format: PromptFormat | None = None
     state_dims: Positive | None = None
@@ -45,7 +45,7 @@ class InterfaceParams(Struct):
     convention: Convention | None = None
 
 
-class CheckpointParams(Struct):
+class CheckpointParams(Struct, frozen=True):
     path: str
     layout: Literal["openpi", "lerobot", "orbax"]
     tokenizer: str
@@ -53,12 +53,12 @@ class CheckpointParams(Struct):
     interface: InterfaceParams = InterfaceParams()
 
 
-class ObservationParams(Struct):
+class ObservationParams(Struct, frozen=True):
     path: str
     split: str
 
 
-class ExportParams(Struct):
+class ExportParams(Struct, frozen=True):
     prompt_buckets: tuple[int, ...]
     steps: tuple[int, ...]
     default_steps: int
@@ -75,7 +75,7 @@ class ExportParams(Struct):
             raise ValueError(f"default_steps {self.default_steps} is not one of steps {self.steps}")
 
 
-class ComponentParams(Struct):
+class ComponentParams(Struct, frozen=True):
     recipe: Recipe
     keep: tuple[str, ...] = ()
 
@@ -84,7 +84,7 @@ class ComponentParams(Struct):
             raise ValueError("`keep` names layers to leave in bf16, but the recipe is bf16 already")
 
 
-class GateParams(Struct):
+class GateParams(Struct, frozen=True):
     steps: tuple[int, ...]
     component_cosine: dict[Recipe, float]
     action_cosine: dict[Recipe, float]
@@ -98,13 +98,13 @@ class GateParams(Struct):
                 raise ValueError(f"{name} must lie between 0 and 1, found {wrong}")
 
 
-class BundleParams(Struct):
+class BundleParams(Struct, frozen=True):
     name: str
     version: str
     license: str
 
 
-class Params(Struct):
+class Params(Struct, frozen=True):
     hub: dict[str, HubSource]
     checkpoint: CheckpointParams
     calibration: ObservationParams
@@ -130,7 +130,7 @@ class Params(Struct):
     @property
     def coarsest(self) -> Recipe:
         """The coarsest recipe of the three components."""
-        return max((c.recipe for c in self.components.values()), key=RECIPES.index)
+        return RECIPES[max(RECIPES.index(c.recipe) for c in self.components.values())]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from export.gates import METRICS, Measured, Result, read_result
+from export.params import load_params
 from pi05_runtime.errors import EngineError, GateError
 from tests.pipeline import TARGET, change_params, run_stage
 from validate.metrics import Reference, judge
@@ -74,3 +75,13 @@ def test_the_whole_loop_is_held_to_the_coarsest_recipe(copied_workspace: Path):
     change_params(copied_workspace, gates__action_cosine__fp8=0.99999999)
     with pytest.raises(GateError, match=r"actions \(fp8\)"):
         run_stage(copied_workspace, "validate.actions", TARGET)
+
+
+def test_the_demo_tells_observations_apart(workspace: Path):
+    """Otherwise its action gate could not fail: an engine that is blind would pass it."""
+    with chdir(workspace):
+        reference, threshold = Reference(), load_params().gates.action_cosine["fp8"]
+        swapped = [reference.bf16[f"actions.10.{(i + 1) % reference.count}"] for i in range(reference.count)]
+        noise = [reference.bf16[f"states.{i}"][0] for i in range(reference.count)]
+    assert reference.measure("actions.10", noise).cosine < threshold
+    assert reference.measure("actions.10", swapped).cosine < threshold

@@ -108,7 +108,7 @@ def _images(given: list[str]) -> dict[str, Any]:
         try:
             with Image.open(path) as image:
                 images[camera] = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a damaged PNG
+        except (OSError, SyntaxError, ValueError) as error:  # all three are what Pillow raises for damage
             raise ObservationError(f"--image {entry!r}: no readable image found ({error})") from error
     return images
 

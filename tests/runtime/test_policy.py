@@ -39,7 +39,8 @@ def test_golden_observation_gives_golden_actions(bundle: Path, steps: int) -> No
     assert policy.steps == steps
     assert found.dtype == np.float32 and found.shape == (interface.horizon, interface.action_dims)
     assert golden.cosine(found, in_robot_units) > policy.manifest.golden.cosine
-    np.testing.assert_allclose(found, in_robot_units, atol=0.2)
+    # A cosine does not see the length.
+    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(in_robot_units), rtol=0.05)
 
 
 def test_same_noise_gives_the_same_bits(policy: Policy, sample: dict[str, Any]) -> None:
