@@ -9,6 +9,7 @@ magnitude, and the modulation layers are strong enough for time to matter.
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -29,9 +30,14 @@ DEMO = Geometry(
     vocabulary=1024,
 )
 HORIZON = 10
-SHARPER, SHARPENED = 2, ("q_proj.weight", "k_proj.weight", "o_proj.weight")
-"""Fan-in scaled attention averages all tokens away, and actions would hardly depend on what the robot
-sees. Twice that, another observation moves the actions well past the gates' thresholds."""
+GAINS = {
+    r"\.[qk]_proj\.weight$": 1.5,
+    r"^expert\..*\.o_proj\.weight$": 3.0,
+    r"^vision\.patch_embedding\.weight$": 2.0,
+}
+"""Factors on fan-in scaled matrices, by name. Without them attention averages all tokens away and
+actions hardly depend on what the robot sees; with them another observation moves the actions past the
+gates' thresholds, so that a blind engine fails."""
 
 
 def stored_name(canonical: str) -> str:
@@ -53,7 +59,8 @@ def tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
         values *= shape[1] ** -0.5
     else:
         values *= math.prod(shape[1:]) ** -0.5
-    return (SHARPER if name.endswith(SHARPENED) or name.startswith("vision.patch") else 1) * values.bfloat16()
+    gain = math.prod(factor for pattern, factor in GAINS.items() if re.search(pattern, name))
+    return (gain * values).bfloat16()
 
 
 def write_checkpoint(directory: Path, geometry: Geometry, assets: Path, seed: int) -> None:
