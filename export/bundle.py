@@ -89,11 +89,11 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
 
 
 def hash_files(folder: Path) -> dict[str, contract.File]:
-    """Size and sha256 of every file below `folder`, by relative path."""
+    """Size and sha256 of every file below `folder`, by relative path; all are made readable."""
     files: dict[str, contract.File] = {}
-    for path in progress(
-        sorted(p for p in folder.rglob("*") if p.is_file()), desc="bundle hashes", unit="file"
-    ):
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in progress(paths, desc="bundle hashes", unit="file"):
+        path.chmod(0o644)  # safetensors writes for its owner alone
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = contract.File(path.stat().st_size, digest)

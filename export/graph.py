@@ -46,8 +46,10 @@ def folder(component: str) -> Path:
 
 def transpose_linears(module: nn.Module) -> nn.Module:
     """Replaces every nn.Linear by MatMul, one at a time so that memory never holds two models."""
-    for name in [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]:
-        module.set_submodule(name, MatMul(module.get_submodule(name)))  # type: ignore[arg-type]
+    linears = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    while linears:
+        name, linear = linears.popitem()
+        module.set_submodule(name, MatMul(linear))
     return module
 
 

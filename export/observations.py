@@ -7,6 +7,7 @@ to, so that calibration and gates can never share an episode.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -28,6 +29,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: dict[str, str]
 
 
+class Observation(TypedDict):
+    """What `infer` takes: uint8 RGB [height, width, 3] a camera, and the state in its own units."""
+
+    images: dict[str, np.ndarray]
+    state: np.ndarray
+    prompt: str
+
+
 class Observations:
     """One split of a folder, indexable like a list: `{images, state, prompt}` as `infer` takes it."""
 
@@ -42,7 +51,7 @@ class Observations:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> dict[str, object]:
+    def __getitem__(self, i: int) -> Observation:
         record = self.records[i]
         return {
             "images": {camera: self._image(file) for camera, file in record.images.items()},

@@ -15,7 +15,6 @@ from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.interface import Convention, NormalizationMode, PromptFormat
 from pi05_runtime.targets import TARGETS
 
-Component = Literal["vision", "prefill", "denoise"]
 Recipe = Literal["bf16", "int8", "fp8", "int4"]
 RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "int4")
 """From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
@@ -45,11 +44,18 @@ class InterfaceParams(Struct, frozen=True):
     convention: Convention | None = None
 
 
+class PinnedFile(Struct, frozen=True):
+    """A file with its sha256, which DVC tracks with the params and the stage checks on reading."""
+
+    path: str
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
 class CheckpointParams(Struct, frozen=True):
     path: str
     layout: Literal["openpi", "lerobot", "orbax"]
     tokenizer: str
-    norm_stats: str | None = None
+    norm_stats: PinnedFile | None = None
     interface: InterfaceParams = InterfaceParams()
 
 
@@ -109,15 +115,15 @@ class Params(Struct, frozen=True):
     checkpoint: CheckpointParams
     calibration: ObservationParams
     export: ExportParams
-    components: dict[Component, ComponentParams]
+    components: dict[str, ComponentParams]
     targets: tuple[str, ...]
     heldout: ObservationParams
     gates: GateParams
     bundle: BundleParams
 
     def __post_init__(self) -> None:
-        if missing := [c for c in COMPONENTS if c not in self.components]:
-            raise ValueError(f"components has no entry for {missing}")
+        if set(self.components) != set(COMPONENTS):
+            raise ValueError(f"components must name {list(COMPONENTS)}, found {list(self.components)}")
         if unknown := [t for t in self.targets if t not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
         if not self.targets:

@@ -112,9 +112,9 @@ def tabulate(
 
 def main(component: str) -> None:
     params = load_params()
-    recipe = params.components[component].recipe  # type: ignore[index]
+    recipe = params.components[component].recipe
     module = build_component(component, params)
-    layers, kept = choose_layers(module, params.components[component])  # type: ignore[index]
+    layers, kept = choose_layers(module, params.components[component])
     if recipe == "bf16":
         layers = []
     else:

@@ -7,7 +7,7 @@ TensorRT wants a scale in the dtype of the activations, so a scale is a bf16 num
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import modelopt.torch.quantization as mtq
 import onnx
@@ -63,7 +63,7 @@ def calibrate(
     form = FORMATS[recipe]
     config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for name in layers:
-        width = module.get_submodule(name).in_features
+        width = cast(nn.Linear, module.get_submodule(name)).in_features
         if recipe == "int4" and width % INT4_BLOCK:
             raise ParamsError(
                 f"{name} has {width} inputs, which int4's blocks of {INT4_BLOCK} do not divide: "
@@ -82,8 +82,11 @@ def calibrate(
     return mtq.quantize(module, {"quant_cfg": config, "algorithm": "max"}, forward_all)
 
 
-def encode(linear: nn.Module, name: str, recipe: Recipe) -> QuantizedLinear:
-    """Codes and scales of a calibrated layer. Errors: EngineError for a range that is not positive."""
+def encode(linear: Any, name: str, recipe: Recipe) -> QuantizedLinear:
+    """Codes and scales of a layer that ModelOpt calibrated (its QuantLinear).
+
+    Errors: EngineError for a range that is not finite.
+    """
     form = FORMATS[recipe]
     weight = linear.weight.detach().float()
     out, inputs = weight.shape
@@ -103,7 +106,7 @@ def encode(linear: nn.Module, name: str, recipe: Recipe) -> QuantizedLinear:
     )
 
 
-def _scale(quantizer: nn.Module, form: Format, what: str) -> Tensor:
+def _scale(quantizer: Any, form: Format, what: str) -> Tensor:
     amax = quantizer.amax
     if amax is None or not torch.isfinite(amax).all() or (amax < 0).any():
         raise EngineError(f"{what}: calibration found the range {amax}; the calibration set is unusable")

@@ -28,27 +28,27 @@ def staged(path: Path) -> Iterator[Path]:
 
     When the body fails, the temporary folder is removed and `path` stays as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield partial
+        yield temporary
         if path.exists():
             shutil.rmtree(path)
-        partial.rename(path)
+        temporary.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes `data` under a temporary name and renames it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        partial.rename(path)
+        temporary.write_bytes(data)
+        temporary.rename(path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def run_stage(main: Callable[..., None]) -> None:

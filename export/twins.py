@@ -7,7 +7,6 @@ that are judged on a CPU are the very bytes that a Thor's engine is built from.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -120,27 +119,27 @@ def fp32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
 def _insert(
     graph: gs.Graph, product: gs.Node, layer: str, quantized: QuantizedLinear, weights: WeightsFile
 ) -> None:
+    """Puts Q and DQ before the product's input and DQ before its weight, whose codes go to `weights`."""
+
+    def add(op: str, name: str, inputs: list[gs.Tensor], **attributes: object) -> gs.Variable:
+        output = gs.Variable(f"{layer}.{name}")
+        graph.nodes.append(gs.Node(op, f"{layer}.{name}.{op}", attributes, inputs, [output]))  # type: ignore[attr-defined]
+        return output
+
     if quantized.input_scale is not None:
         scale = _constant(f"{layer}.input_scale", quantized.input_scale)
         zero = TensorProto(name=f"{layer}.input_zero", data_type=quantized.data_type, raw_data=b"\0")
         zero = gs.Constant(zero.name, LazyValues(zero))
-        codes, restored = (gs.Variable(f"{layer}.input_{kind}") for kind in ("codes", "restored"))
         saturate = {"saturate": 1} if quantized.data_type == TensorProto.FLOAT8E4M3FN else {}
-        inputs = [product.inputs[0], scale, zero]
-        graph.nodes.append(gs.Node("QuantizeLinear", f"{layer}.quantize", saturate, inputs, [codes]))
-        graph.nodes.append(
-            gs.Node("DequantizeLinear", f"{layer}.dequantize", {}, [codes, scale, zero], [restored])
-        )
-        product.inputs[0] = restored
+        codes = add("QuantizeLinear", "input_codes", [product.inputs[0], scale, zero], **saturate)
+        product.inputs[0] = add("DequantizeLinear", "input_restored", [codes, scale, zero])
     data = weights.add(f"{layer}.codes", quantized.data_type, quantized.shape, quantized.codes)
+    codes = gs.Constant(data.name, LazyValues(data))
     scale = _constant(f"{layer}.weight_scale", quantized.weight_scale)
-    axis: dict[str, Any] = {0: {}, 1: {"axis": 1}, 2: {"axis": 0, "block_size": INT4_BLOCK}}[
+    granularity: dict[str, int] = [{}, {"axis": 1}, {"axis": 0, "block_size": INT4_BLOCK}][
         quantized.weight_scale.ndim
     ]
-    restored = gs.Variable(f"{layer}.weight")
-    product.inputs[1] = restored
-    inputs = [gs.Constant(f"{layer}.codes", LazyValues(data)), scale]
-    graph.nodes.append(gs.Node("DequantizeLinear", f"{layer}.dequantize_weight", axis, inputs, [restored]))
+    product.inputs[1] = add("DequantizeLinear", "weight", [codes, scale], **granularity)
 
 
 def _constant(name: str, values: Tensor) -> gs.Constant:

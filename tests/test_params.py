@@ -41,7 +41,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "number for a text": ({"bundle__version": 0.1}, ("$.bundle.version", "`str`")),
     "unknown layout": ({"checkpoint__layout": "pytorch"}, ("$.checkpoint.layout", "pytorch")),
     "unknown recipe": ({"components__prefill__recipe": "int2"}, ("$.components", "recipe", "int2")),
-    "unknown component": ({"components__decoder": {"recipe": "bf16"}}, ("$.components", "decoder")),
+    "unknown component": ({"components__decoder": {"recipe": "bf16"}}, ("components must name", "decoder")),
     "one component": ({"components": {"vision": {"recipe": "bf16"}}}, ("components", "prefill", "denoise")),
     "unknown target": ({"targets": ["cpu-ort", "abacus"]}, ("unknown targets ['abacus']", "cpu-ort")),
     "no target": ({"targets": []}, ("targets is empty",)),

@@ -52,7 +52,7 @@ def component_answer(
 
 def main(target: str, component: str) -> None:
     params = load_params()
-    recipe = params.components[component].recipe  # type: ignore[index]
+    recipe = params.components[component].recipe
     reference, observations, prepare = Reference(), Observations(params.heldout), preprocessor(params)
     engine = open_engine(
         target,

@@ -40,6 +40,9 @@ def resolve_interface(source: Source, given: InterfaceParams) -> Interface:
     values: dict[str, object] = {}
     for field in (f for f in given.__struct_fields__ if f != "normalization"):
         stated, wanted = getattr(source.stated, field), getattr(given, field)
+        if field == "cameras" and stated and wanted:
+            # A listed camera that the robot lacks is a masked slot, and those are left out.
+            stated = tuple(camera for camera in stated if camera in wanted)
         if stated is not None and wanted is not None and stated != wanted:
             raise CheckpointError(
                 f"{field}: the checkpoint says {stated}, params.yaml says {wanted}; "
@@ -56,8 +59,10 @@ def resolve_interface(source: Source, given: InterfaceParams) -> Interface:
         ("state_dims", source.normalization.state),
         ("action_dims", source.normalization.actions),
     ):
-        if values[field] is None:
-            values[field] = len(statistics.q01 or statistics.mean)
+        width = len(statistics.q01 or statistics.mean)
+        # Statistics of padded vectors do not tell how many dimensions are real.
+        if values[field] is None and width < source.geometry.action_width:
+            values[field] = width
     if missing := [field for field, value in values.items() if value is None]:
         raise CheckpointError(
             f"the checkpoint does not say {', '.join(missing)}: set them in params.yaml under "

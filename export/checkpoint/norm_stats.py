@@ -4,11 +4,12 @@ openpi's converter often leaves the assets behind, so a converted directory with
 and the file can be given by path.
 """
 
+import hashlib
 from pathlib import Path
 
 import msgspec
 
-from export.params import InterfaceParams
+from export.params import InterfaceParams, PinnedFile
 from pi05_runtime.errors import CheckpointError
 from pi05_runtime.interface import Normalization, Statistics
 
@@ -32,17 +33,18 @@ class _File(msgspec.Struct):
     norm_stats: _NormStats
 
 
-def find_norm_stats(directory: Path, given: str | None) -> Path:
-    """The file to read. Errors: CheckpointError when there is none or more than one to choose from."""
+def find_norm_stats(directory: Path, given: PinnedFile | None) -> Path:
+    """The file to read. Errors: CheckpointError when there is none or more than one to choose from,
+    or when a given file is not the one that was pinned."""
     if given is not None:
-        return Path(given)
+        return _pinned(given)
     found = sorted(directory.glob("assets/**/norm_stats.json"))
     if len(found) == 1:
         return found[0]
     choice = f"found {[str(p) for p in found]}" if found else "found none (openpi's converter drops them)"
     raise CheckpointError(
         f"{directory}: expected one assets/<asset_id>/norm_stats.json, {choice}; "
-        "name the file in params.yaml: checkpoint.norm_stats"
+        "name the file and its sha256 in params.yaml: checkpoint.norm_stats"
     )
 
 
@@ -50,8 +52,6 @@ def read_norm_stats(path: Path, interface: InterfaceParams) -> Normalization:
     """Statistics and mode. Errors: CheckpointError naming file and field."""
     try:
         stats = msgspec.json.decode(path.read_bytes(), type=_File).norm_stats
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; checkpoint.norm_stats must name a file") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}; openpi's compute_norm_stats.py writes this file") from None
     mode = interface.normalization
@@ -61,3 +61,17 @@ def read_norm_stats(path: Path, interface: InterfaceParams) -> Normalization:
             "set checkpoint.interface.normalization to quantile (pi0.5's default) or zscore"
         )
     return Normalization(mode, mode, stats.state.statistics(), stats.actions.statistics(), "openpi")
+
+
+def _pinned(given: PinnedFile) -> Path:
+    path = Path(given.path)
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; checkpoint.norm_stats must name a file") from None
+    if found != given.sha256:
+        raise CheckpointError(
+            f"{path}: sha256 {found} found, {given.sha256} expected; statistics of another training run "
+            "move a robot wrongly: restore the file, or change checkpoint.norm_stats on purpose"
+        )
+    return path

@@ -106,6 +106,7 @@ class Row(NamedTuple):
 
 
 def _rows() -> Iterator[Row]:
+    leaves = targets = ""
     for line in TABLE.strip().splitlines():
         if ">" in line:
             leaves, targets = (part.strip() for part in line.split(">"))

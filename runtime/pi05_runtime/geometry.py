@@ -46,6 +46,18 @@ class Geometry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocabulary: int
     action_width: int = 32
 
+    def __post_init__(self) -> None:
+        if (self.prefix.depth, self.prefix.head_dim) != (self.expert.depth, self.expert.head_dim):
+            raise ValueError(
+                f"prefix and expert share one cache, but have depth {self.prefix.depth} and "
+                f"{self.expert.depth}, head_dim {self.prefix.head_dim} and {self.expert.head_dim}"
+            )
+        if self.vision.image_size % self.vision.patch or self.vision.width % self.vision.heads:
+            raise ValueError(
+                f"image_size {self.vision.image_size} must be a multiple of patch {self.vision.patch}, "
+                f"and vision width {self.vision.width} of heads {self.vision.heads}"
+            )
+
     @property
     def modulations(self) -> int:
         """adaRMS norms of the expert: two a layer and the final one."""

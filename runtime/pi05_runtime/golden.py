@@ -66,6 +66,11 @@ def selftest(bundle: Path, target: str) -> list[Result]:
     policy = Policy.load(bundle, target)
     golden, dims = policy.manifest.golden, policy.manifest.interface.action_dims
     sample, expected = observation(bundle, golden.file, golden.prompt)
+    if missing := set(golden.steps) - expected.keys():
+        raise BundleError(
+            f"{bundle / golden.file}: no actions for {sorted(missing)} steps, the manifest names "
+            f"{list(golden.steps)}; export the bundle again"
+        )
     results: list[Result] = []
     for steps in golden.steps:
         policy.steps = steps

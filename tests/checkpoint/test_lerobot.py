@@ -293,3 +293,15 @@ def test_a_memory_model_is_refused_by_its_extra_tensor(directory: Path):
     extra = {"model.proprio_history_proj.weight": torch.zeros(64, 32)}
     save_file({f"model.{n}": t for n, t in STORED.items()} | extra, directory / "model.safetensors")
     assert_refused(directory.parent, "unexpected: proprio_history_proj.weight")
+
+
+def test_a_robot_may_lack_listed_cameras(directory: Path):
+    interface = {"prompt_format": "state", "cameras": ["base"]}
+    change_params(directory.parent, checkpoint__interface=interface)
+    assert opened(directory).interface.cameras == ("base",)
+
+
+def test_listed_cameras_keep_their_order(directory: Path):
+    interface = {"prompt_format": "state", "cameras": ["base", "wrist"]}
+    change_params(directory.parent, checkpoint__interface=interface)
+    assert_refused(directory.parent, "cameras: the checkpoint says ('wrist', 'base')")
