@@ -1,6 +1,7 @@
 """The runtime installs alone, as a device has it: no pipeline, no torch, and its bundle still acts."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,13 @@ FOREIGN = ("torch", "onnx", "modelopt", "tensorrt", "dvc", "huggingface_hub")
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a venv that holds pi05-runtime and nothing else."""
-    venv = tmp_path_factory.mktemp("device") / "venv"
+    folder = tmp_path_factory.mktemp("device")
+    # From a copy: setuptools leaves a build folder beside what it builds, and reads it the next time.
+    source = shutil.copytree(ROOT / "runtime", folder / "runtime")
+    venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     pip = [venv / "bin" / "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    subprocess.run([*pip, f"{ROOT / 'runtime'}[ort]"], check=True, capture_output=True)
+    subprocess.run([*pip, f"{source}[ort]"], check=True, capture_output=True)
     return venv / "bin"
 
 
