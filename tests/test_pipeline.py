@@ -12,14 +12,19 @@ from tests.pipeline import ROOT, change_params
 CODE = ("dvc.yaml", "export", "runtime", "validate")
 
 
-@pytest.fixture(scope="module")
-def recorded(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished workspace with its state recorded in dvc.lock, as after `dvc repro`."""
-    folder = shutil.copytree(workspace, tmp_path_factory.mktemp("dvc") / "repository")
+def make_repository(folder: Path) -> Path:
+    """Adds the pipeline's code to a workspace."""
     for name in CODE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     dvc(folder, "init", "--no-scm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished workspace with its state recorded in dvc.lock, as after `dvc repro`."""
+    folder = make_repository(shutil.copytree(workspace, tmp_path_factory.mktemp("dvc") / "repository"))
     dvc(folder, "commit", "--force")
     return folder
 
@@ -36,9 +41,15 @@ def dvc(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def stages_to_run(folder: Path) -> set[str]:
-    lines = dvc(folder, "repro", "--dry", "--force-downstream").splitlines()
+def stages_run(folder: Path, *options: str) -> set[str]:
+    """The stages that `dvc repro` runs."""
+    lines = dvc(folder, "repro", *options).splitlines()
     return {line.split("'")[1] for line in lines if line.startswith("Running stage '")}
+
+
+def stages_to_run(folder: Path) -> set[str]:
+    """The stages that a change makes run again, and all that depend on them."""
+    return stages_run(folder, "--dry", "--force-downstream")
 
 
 def test_nothing_runs_twice(repository: Path):
@@ -77,3 +88,19 @@ def test_a_weight_reruns_its_component_only(repository: Path):
 
 def test_metrics_can_be_compared(repository: Path):
     assert "actions" in dvc(repository, "metrics", "show")
+
+
+def test_dvc_runs_every_stage_once_and_then_what_a_recipe_changes(fresh_workspace: Path):
+    """The commands of dvc.yaml, for real."""
+    repository = make_repository(fresh_workspace)
+    assert len(stages_run(repository)) == 18
+    assert (repository / "artifacts" / "bundle" / "manifest.json").is_file()
+    assert stages_run(repository) == set()
+    change_params(repository, components__denoise={"recipe": "int8", "keep": []})
+    assert stages_run(repository) == {
+        "quantize@denoise",
+        "engine@cpu-ort-denoise",
+        "parity@cpu-ort-denoise",
+        "actions@cpu-ort",
+        "bundle",
+    }

@@ -22,6 +22,8 @@ from pi05_runtime.interface import Interface
 
 FOLDER = ARTIFACTS / "checkpoint"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CHUNK = 1 << 24
+"""Values checked at a time: the check needs copies, and the token table alone is half a billion."""
 LISTED = 12
 """How many names of each kind an error lists before it counts the rest."""
 
@@ -138,8 +140,8 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"{name}: {tensor.dtype} found, a float dtype of 16 bits or more expected; "
             "quantized checkpoints are not supported: name the one it was made from"
         )
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+    bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.flatten().split(CHUNK))
+    if bad:
         raise CheckpointError(
             f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; training diverged or the "
             "file is damaged: use an earlier checkpoint"

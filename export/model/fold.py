@@ -1,7 +1,7 @@
 """From canonical weights to the export form: concatenations and norm folding, in fp32, rounded once.
 
 Weights come as a mapping so that a 7 GB checkpoint can stay a memory map: each tensor is read when
-its place in the export form is filled.
+its place in the export form is filled, and copied even where nothing changes, so that the map can go.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ def _vision(w: Weights, g: Geometry, dtype: torch.dtype) -> dict[str, Tensor]:
         }
     for target, source in renamed.items():
         for kind in ("weight", "bias"):
-            state[f"{target}.{kind}"] = w[f"{source}.{kind}"].to(dtype)
+            state[f"{target}.{kind}"] = w[f"{source}.{kind}"].to(dtype, copy=True)
     return state
 
 
@@ -117,7 +117,7 @@ def _gemma_layer(
     gate_up = torch.cat([w[f"{source}.mlp.{name}.weight"].float() for name in ("gate_proj", "up_proj")])
     return {
         f"{target}.qkv.weight": (qkv * attention_norm).to(dtype),
-        f"{target}.o.weight": w[f"{source}.self_attn.o_proj.weight"].to(dtype),
+        f"{target}.o.weight": w[f"{source}.self_attn.o_proj.weight"].to(dtype, copy=True),
         f"{target}.gate_up.weight": (gate_up * mlp_norm).to(dtype),
-        f"{target}.down.weight": w[f"{source}.mlp.down_proj.weight"].to(dtype),
+        f"{target}.down.weight": w[f"{source}.mlp.down_proj.weight"].to(dtype, copy=True),
     }
