@@ -7,52 +7,75 @@ the stage before a byte is written.
 
 import hashlib
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.calibrate import FOLDER as CALIBRATION
-from export.calibrate import CalibrationSet, seeded_noise
-from export.checkpoint.canonical import FOLDER as CHECKPOINT
-from export.checkpoint.canonical import Description, read_description
+from export.artifacts import (
+    BUNDLE,
+    CHECKPOINT,
+    EMBEDDING,
+    REFERENCE,
+    SCHEDULE,
+    TABLE,
+    TABLES,
+    TOKENIZER,
+    TWINS,
+    WEIGHTS,
+    engine_folder,
+    quantized_folder,
+)
+from export.checkpoint.canonical import read_description
+from export.component import read_calibration_set
 from export.engine import RECORD, read_record
-from export.engine import folder as engine_folder
-from export.gates import NOISE_SEED, REFERENCE, read_result
-from export.graph import WEIGHTS
-from export.observations import Observations
+from export.gates import GATES, NOISE_SEED, require_passed
+from export.observations import Observations, seeded_noise
 from export.params import Params, load_params
-from export.quantize import TWINS, read_table
-from export.quantize import folder as quantized_folder
-from export.stage import ARTIFACTS, progress, run_stage, staged
-from export.tables import FOLDER as TABLES
+from export.stage import progress, run_stage, staged
+from export.table import read_table
 from pi05_runtime import manifest as contract
+from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.golden import ACTIONS, IMAGE
 
-FOLDER = ARTIFACTS / "bundle"
-TOKENIZER, EMBEDDING = "tokenizer.model", "token_embedding.bin"
-SCHEDULE, GOLDEN = "schedule.safetensors", "golden.safetensors"
-JSON_SCHEMA = "manifest.schema.json"
+GOLDEN, JSON_SCHEMA = "golden.safetensors", "manifest.schema.json"
+TOOLCHAIN = ("torch", "nvidia-modelopt", "onnx", "onnxscript", "onnx-graphsurgeon")
+"""Libraries whose versions shape the ONNX."""
 
 
 def gate_results(params: Params) -> dict[str, dict[str, contract.Gate]]:
     """target -> gate -> result. Errors: GateError unless every gate of every target passed."""
     return {
         target: {
-            gate: contract.Gate((result := read_result(f"{target}/{gate}")).cosine, result.threshold)
-            for gate in (*COMPONENTS, "actions")
+            gate: contract.Gate((result := require_passed(params, target, gate)).cosine, result.threshold)
+            for gate in GATES
         }
         for target in params.targets
     }
 
 
-def write_golden(path: Path, params: Params, description: Description) -> contract.Golden:
+def component_recipes(params: Params) -> dict[str, contract.Component]:
+    """What each component was quantized to. Errors: GateError if params.yaml says otherwise by now."""
+    components: dict[str, contract.Component] = {}
+    for name in COMPONENTS:
+        table, wanted = read_table(name), params.components[name]
+        if (table.recipe, table.keep) != (wanted.recipe, wanted.keep):
+            raise GateError(
+                f"{name} was quantized as {table.recipe} keeping {list(table.keep)}, params.yaml says "
+                f"{wanted.recipe} keeping {list(wanted.keep)}: run `dvc repro`"
+            )
+        components[name] = contract.Component(table.recipe, table.keep, table.quantized)
+    return components
+
+
+def write_golden(path: Path, params: Params) -> contract.Golden:
     """The first held-out observation, its noise, and the BF16 reference's actions."""
     observations = Observations(params.heldout)
     sample = observations[0]
-    noise = seeded_noise(NOISE_SEED, description.interface.horizon, description.geometry)
+    noise = seeded_noise(NOISE_SEED)
     answers = load_file(REFERENCE / "bf16.safetensors")
     tensors = {f"{IMAGE}{camera}": torch.tensor(image) for camera, image in sample["images"].items()}
     tensors |= {"state": torch.tensor(sample["state"]), "noise": torch.tensor(noise)}
@@ -67,8 +90,8 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
     """Copies tables, twins and engines into `out`; returns what each target needs."""
     for file, folder in ((TOKENIZER, CHECKPOINT), (EMBEDDING, TABLES), (SCHEDULE, TABLES)):
         shutil.copyfile(folder / file, out / file)
-    for component in COMPONENTS:
-        for file in (*(f"{twin}.onnx" for twin in TWINS), WEIGHTS, "table.json"):
+    for component in progress(COMPONENTS, desc="bundle files", unit="component"):
+        for file in (*(f"{twin}.onnx" for twin in TWINS), WEIGHTS, TABLE):
             _copy(quantized_folder(component) / file, out / "onnx" / component / file)
     targets: dict[str, contract.TargetFiles] = {}
     for target in params.targets:
@@ -82,7 +105,7 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
                 _copy(path, out / own / path.name)
                 files.append(f"{own}/{path.name}")
             files += [f"onnx/{component}/{file}" for file in record.onnx]
-            engines[component] = f"{f'onnx/{component}' if record.onnx else own}/{record.file}"
+            engines[component] = f"{own if record.folder == 'engine' else f'onnx/{component}'}/{record.file}"
             built_with |= record.built_with
         targets[target] = contract.TargetFiles(engines, tuple(files), built_with)
     return targets
@@ -102,12 +125,11 @@ def hash_files(folder: Path) -> dict[str, contract.File]:
 
 def main() -> None:
     params, description = load_params(), read_description()
-    gates = gate_results(params)
-    calibration = msgspec.json.decode((CALIBRATION / "set.json").read_bytes(), type=CalibrationSet)
-    tables = {component: read_table(component) for component in COMPONENTS}
-    with staged(FOLDER) as out:
+    gates, components = gate_results(params), component_recipes(params)
+    calibration = read_calibration_set()
+    with staged(BUNDLE) as out:
         targets = place_files(out, params)
-        golden = write_golden(out / GOLDEN, params, description)
+        golden = write_golden(out / GOLDEN, params)
         schema = msgspec.json.format(msgspec.json.encode(contract.json_schema()))
         (out / JSON_SCHEMA).write_bytes(schema + b"\n")
         manifest = contract.Manifest(
@@ -121,10 +143,8 @@ def main() -> None:
             prompt_buckets=params.export.prompt_buckets,
             steps=params.export.steps,
             default_steps=params.export.default_steps,
-            components={
-                name: contract.Component(table.recipe, params.components[name].keep, table.quantized)
-                for name, table in tables.items()
-            },
+            components=components,
+            exported_with={library: metadata.version(library) for library in TOOLCHAIN},
             calibration=contract.Calibration(calibration.sha256, calibration.observations),
             gates=gates,
             golden=golden,
@@ -136,7 +156,7 @@ def main() -> None:
         )
         (out / contract.FILE).write_bytes(contract.encode(manifest))
     size = sum(file.size for file in manifest.files.values())
-    print(f"bundle: {FOLDER}, {len(manifest.files)} files, {size / 1e6:.1f} MB, targets {list(targets)}")
+    print(f"bundle: {BUNDLE}, {len(manifest.files)} files, {size / 1e6:.1f} MB, targets {list(targets)}")
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -5,81 +5,27 @@ over a whole denoise loop. Random or zero inputs have cost others a third of the
 set is never empty, never skips a failed observation, and its hash travels with the bundle.
 """
 
-from collections.abc import Iterator
-
-import msgspec
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from export.checkpoint.canonical import read_description, read_weights
-from export.model.fold import build
-from export.observations import Observations, check_disjoint
-from export.params import Params, load_params
-from export.stage import ARTIFACTS, progress, run_stage, staged
-from export.tables import FOLDER as TABLES
-from export.tables import preprocessor
+from export.artifacts import CALIBRATION, SCHEDULE, TABLES, write_json
+from export.component import CalibrationSet, build_component
+from export.observations import Observations, preprocessor, seeded_noise
+from export.params import load_params
+from export.stage import progress, run_stage, staged
 from pi05_runtime.errors import EngineError
-from pi05_runtime.geometry import Geometry
-from pi05_runtime.tables import Schedule, read_schedule
+from pi05_runtime.tables import read_schedule
 
-FOLDER = ARTIFACTS / "calibration"
 DTYPE = torch.bfloat16
-
-
-class CalibrationSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """set.json. sha256 covers the observations, in order, with their images."""
-
-    sha256: str
-    observations: int
-    tasks: dict[str, int]
-    steps: int
-
-
-def build_component(component: str, params: Params, dtype: torch.dtype = DTYPE) -> nn.Module:
-    """The export form of a component from the canonical checkpoint."""
-    d = read_description()
-    frequencies = getattr(torch, params.export.rope_frequencies)
-    return build(component, read_weights(component), d.geometry, d.interface, dtype, frequencies)
-
-
-def seeded_noise(seed: int, horizon: int, geometry: Geometry) -> np.ndarray:
-    """Flow noise float32 [horizon, action width]; one seed, one noise, everywhere."""
-    return np.random.default_rng(seed).standard_normal((horizon, geometry.action_width), np.float32)
-
-
-def component_inputs(component: str) -> Iterator[dict[str, Tensor]]:
-    """Every recorded input of a component, as keyword arguments of its export form."""
-    stored = load_file(FOLDER / f"{component}.safetensors")
-    samples = 1 + max(int(name.rsplit(".", 1)[1]) for name in stored)
-    schedule = _schedule() if component == "denoise" else None
-    for i in range(samples):
-        sample = {name.rsplit(".", 1)[0]: t for name, t in stored.items() if name.endswith(f".{i}")}
-        if schedule is None:
-            yield sample
-            continue
-        states = sample.pop("x")
-        for x, modulation in zip(states, schedule.modulation, strict=True):
-            yield sample | {
-                "x": x,
-                "modulation": torch.from_numpy(modulation),
-                "dt": torch.tensor(schedule.dt),
-            }
-
-
-def _schedule() -> Schedule:
-    steps = msgspec.json.decode((FOLDER / "set.json").read_bytes(), type=CalibrationSet).steps
-    return read_schedule(TABLES / "schedule.safetensors", steps)
 
 
 @torch.no_grad()
 def main() -> None:
-    params, description = load_params(), read_description()
+    params = load_params()
     observations = Observations(params.calibration)
-    check_disjoint(observations, Observations(params.heldout))
     prepare = preprocessor(params)
-    schedule = read_schedule(TABLES / "schedule.safetensors", params.export.default_steps)
+    schedule = read_schedule(TABLES / SCHEDULE, params.export.default_steps)
     recorded: dict[str, dict[str, Tensor]] = {"vision": {}, "prefill": {}, "denoise": {}}
     lengths: list[Tensor] = []
     count = len(observations)
@@ -88,7 +34,9 @@ def main() -> None:
         inputs = prepare(observations[i])
         lengths.append(torch.tensor(inputs.prefix_length, dtype=torch.int32))
         recorded["vision"][f"images.{i}"] = torch.from_numpy(inputs.images)
-        recorded["prefill"][f"prompt_embeddings.{i}"] = torch.from_numpy(inputs.prompt_embeddings).to(DTYPE)
+        # Without the bucket's padding: what nothing attends to must not widen a range.
+        prompt = torch.from_numpy(inputs.prompt_embeddings[: len(inputs.token_ids)])
+        recorded["prefill"][f"prompt_embeddings.{i}"] = prompt.to(DTYPE)
     vision = build_component("vision", params)
     for i in progress(range(count), desc="calibrate vision"):
         recorded["prefill"][f"image_tokens.{i}"] = _finite(vision(recorded["vision"][f"images.{i}"]), i)
@@ -104,7 +52,7 @@ def main() -> None:
     denoise = build_component("denoise", params)
     dt = torch.tensor(schedule.dt)
     for i in progress(range(count), desc="calibrate denoise"):
-        x = torch.from_numpy(seeded_noise(i, description.interface.horizon, description.geometry))
+        x = torch.from_numpy(seeded_noise(i))
         cache = {name: recorded["denoise"][f"{name}.{i}"] for name in ("keys", "values", "prefix_length")}
         states: list[Tensor] = []
         for modulation in torch.from_numpy(schedule.modulation):
@@ -116,10 +64,10 @@ def main() -> None:
     summary = CalibrationSet(
         observations.sha256(), count, {t: tasks.count(t) for t in sorted(set(tasks))}, schedule.steps
     )
-    with staged(FOLDER) as folder:
+    with staged(CALIBRATION) as folder:
         for component, tensors in recorded.items():
             save_file(tensors, folder / f"{component}.safetensors")
-        (folder / "set.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
+        write_json(folder / "set.json", summary)
     print(f"calibrate: {count} observations of {len(summary.tasks)} tasks, set {summary.sha256[:12]}")
 
 

@@ -7,22 +7,22 @@ matrix product has its weight as second input, stored [in, out] under the name o
 
 import logging
 import warnings
-from pathlib import Path
 
 import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from export.calibrate import build_component
+from export.artifacts import MODEL, WEIGHTS, graph_folder
 from export.checkpoint.canonical import read_description
+from export.component import build_component, component_signature
 from export.params import load_params
-from export.stage import ARTIFACTS, progress, run_stage, staged
-from pi05_runtime.geometry import Port, Signature, signature
+from export.stage import progress, run_stage, staged
+from pi05_runtime.errors import EngineError
+from pi05_runtime.geometry import Port, Signature
 
 OPSET = 22
 """The newest whose RMS norms are still written out; 23 fuses them into an op of mixed types."""
-MODEL, WEIGHTS = "model.onnx", "weights.bin"
 EXTERNAL_BYTES = 1024
 """Tensors above this size live in the weights file."""
 
@@ -38,10 +38,6 @@ class MatMul(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.matmul(x, self.weight)
         return y if self.bias is None else y + self.bias
-
-
-def folder(component: str) -> Path:
-    return ARTIFACTS / "graph" / component
 
 
 def transpose_linears(module: nn.Module) -> nn.Module:
@@ -74,22 +70,22 @@ def trace(module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir
             dynamic_shapes=dynamic,
             verbose=False,
         )
-    assert program is not None
+    if program is None:
+        raise EngineError("torch.onnx.export gave no program; run with TORCH_LOGS=onnx to see why")
     return _anonymous(program.model)
 
 
 def main(component: str) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     params, d = load_params(), read_description()
-    views, horizon = len(d.interface.cameras), d.interface.horizon
     prompt = params.export.prompt_buckets[-1]
-    sizes = {"prompt": prompt, "prefix": views * d.geometry.vision.tokens + prompt}
+    sizes = {"prompt": prompt, "prefix": len(d.interface.cameras) * d.geometry.vision.tokens + prompt}
     with progress(total=4, desc=f"export {component}", unit="step") as bar:
         module = build_component(component, params)
         bar.update()
-        model = trace(module, signature(component, d.geometry, views, horizon), sizes)
+        model = trace(module, component_signature(component), sizes)
         bar.update()
-        with staged(folder(component)) as out:
+        with staged(graph_folder(component)) as out:
             onnx_ir.save(model, out / MODEL, external_data=WEIGHTS, size_threshold_bytes=EXTERNAL_BYTES)
             bar.update()
             onnx.checker.check_model(out / MODEL, full_check=True)

@@ -13,8 +13,12 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from export.params import ObservationParams
-from pi05_runtime.errors import ObservationError
+from export.artifacts import CHECKPOINT, EMBEDDING, TABLES, TOKENIZER
+from export.checkpoint.canonical import read_description
+from export.params import ObservationParams, Params
+from pi05_runtime.errors import ObservationError, ParamsError
+from pi05_runtime.preprocess import Preprocessor
+from pi05_runtime.tables import TokenEmbedding
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,3 +104,26 @@ def check_disjoint(a: Observations, b: Observations) -> None:
         raise ObservationError(
             f"calibration and gates share episodes {shared[:5]}: split by episode, not by frame"
         )
+
+
+def preprocessor(params: Params) -> Preprocessor:
+    """The robot's own preprocessing, over the checkpoint and tables of this pipeline.
+
+    Errors: ParamsError for a prompt bucket longer than the checkpoint was trained with.
+    """
+    d = read_description()
+    buckets, longest = params.export.prompt_buckets, d.interface.max_prompt_tokens
+    if buckets[-1] > longest:
+        raise ParamsError(
+            f"export.prompt_buckets goes to {buckets[-1]}, but the checkpoint was trained with prompts of "
+            f"at most {longest} tokens: lower the last bucket to {longest}"
+        )
+    table = TokenEmbedding(TABLES / EMBEDDING, d.geometry.vocabulary, d.geometry.prefix.width)
+    return Preprocessor(d.geometry, d.interface, buckets, CHECKPOINT / TOKENIZER, table)
+
+
+def seeded_noise(seed: int) -> np.ndarray:
+    """Flow noise float32 [horizon, action width]; one seed, one noise, in every stage."""
+    d = read_description()
+    shape = (d.interface.horizon, d.geometry.action_width)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -126,6 +126,9 @@ class Params(Struct, frozen=True):
             raise ValueError(f"components must name {list(COMPONENTS)}, found {list(self.components)}")
         if unknown := [t for t in self.targets if t not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
+        for name, values in (("targets", self.targets), ("gates.steps", self.gates.steps)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names something twice: {list(values)}")
         if not self.targets:
             raise ValueError("targets is empty: name at least one")
         if not self.gates.steps:

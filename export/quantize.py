@@ -6,69 +6,19 @@ read, and says of every linear layer what became of it, so that no wildcard can 
 
 import fnmatch
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
 
-import msgspec
 import onnx
 import torch
 from torch import nn
 
-from export.calibrate import FOLDER as CALIBRATION
-from export.calibrate import CalibrationSet, build_component, component_inputs
-from export.graph import MODEL, WEIGHTS
-from export.graph import folder as graph_folder
+from export.artifacts import MODEL, TABLE, TWINS, WEIGHTS, graph_folder, quantized_folder, write_json
+from export.component import build_component, component_inputs, read_calibration_set
 from export.params import ComponentParams, load_params
 from export.recipes import QuantizedLinear, calibrate, encode
-from export.stage import ARTIFACTS, progress, run_stage, staged
+from export.stage import progress, run_stage, staged
+from export.table import Layer, Table
 from export.twins import WeightsFile, fp32_twin, quantize_graph
 from pi05_runtime.errors import ParamsError
-
-TWINS = ("bf16", "fp32")
-
-
-class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A linear layer: its weight [out, in], what it is held in, and why. input_scale: None unless its
-    activations are quantized too."""
-
-    name: str
-    shape: tuple[int, int]
-    precision: str
-    reason: Literal["recipe", "keep", "fp32 in openpi"]
-    input_scale: float | None = None
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """table.json. quantized: the share of linear weights that are held in the recipe's format."""
-
-    component: str
-    recipe: str
-    calibration_sha256: str | None
-    quantized: float
-    layers: tuple[Layer, ...]
-
-    def markdown(self) -> str:
-        """The table as people read it."""
-        lines = [
-            f"# {self.component}: {self.recipe}, {self.quantized:.1%} of linear weights quantized",
-            "",
-            "| layer | out | in | precision | why | activation scale |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in self.layers:
-            scale = "" if row.input_scale is None else f"{row.input_scale:.3g}"
-            lines.append(
-                f"| {row.name} | {row.shape[0]} | {row.shape[1]} | {row.precision} | {row.reason} | {scale} |"
-            )
-        return "\n".join(lines) + "\n"
-
-
-def folder(component: str) -> Path:
-    return ARTIFACTS / "quantized" / component
-
-
-def read_table(component: str) -> Table:
-    return msgspec.json.decode((folder(component) / "table.json").read_bytes(), type=Table)
 
 
 def choose_layers(module: nn.Module, params: ComponentParams) -> tuple[list[str], list[str]]:
@@ -91,7 +41,11 @@ def choose_layers(module: nn.Module, params: ComponentParams) -> tuple[list[str]
 
 
 def tabulate(
-    component: str, recipe: str, module: nn.Module, kept: list[str], scales: dict[str, float | None]
+    component: str,
+    params: ComponentParams,
+    module: nn.Module,
+    kept: list[str],
+    scales: dict[str, float | None],
 ) -> Table:
     """The table of every linear of `module`; scales: activation scale of each quantized layer."""
     rows: list[Layer] = []
@@ -100,49 +54,46 @@ def tabulate(
             continue
         shape = (layer.out_features, layer.in_features)
         if name in scales:
-            rows.append(Layer(name, shape, recipe, "recipe", scales[name]))
+            rows.append(Layer(name, shape, params.recipe, "recipe", scales[name]))
         elif layer.weight.dtype == torch.float32:
             rows.append(Layer(name, shape, "fp32", "fp32 in openpi"))
         else:
             rows.append(Layer(name, shape, "bf16", "keep" if name in kept else "recipe"))
     sizes = {row.name: row.shape[0] * row.shape[1] for row in rows}
-    share = sum(sizes[name] for name in scales) / sum(sizes.values())
-    return Table(component, recipe, _calibration_hash() if scales else None, round(share, 6), tuple(rows))
+    share = round(sum(sizes[name] for name in scales) / sum(sizes.values()), 6)
+    calibration = read_calibration_set().sha256 if scales else None
+    return Table(component, params.recipe, params.keep, calibration, share, tuple(rows))
 
 
 def main(component: str) -> None:
-    params = load_params()
-    recipe = params.components[component].recipe
-    module = build_component(component, params)
-    layers, kept = choose_layers(module, params.components[component])
-    if recipe == "bf16":
+    everything = load_params()
+    params = everything.components[component]
+    module = build_component(component, everything)
+    layers, kept = choose_layers(module, params)
+    if params.recipe == "bf16":
         layers = []
     else:
         inputs = list(component_inputs(component))
         with progress(inputs, desc=f"quantize {component} calibration", unit="sample") as bar:
-            module = calibrate(module, layers, recipe, lambda: iter(bar))
+            module = calibrate(module, layers, params.recipe, lambda: iter(bar))
     scales: dict[str, float | None] = {}
 
     def encoded() -> Iterator[tuple[str, QuantizedLinear]]:
         for name in progress(layers, desc=f"quantize {component} weights", unit="layer"):
-            layer = encode(module.get_submodule(name), name, recipe)
+            layer = encode(module.get_submodule(name), name, params.recipe)
             scales[name] = None if layer.input_scale is None else layer.input_scale.item()
             yield name, layer
 
-    with staged(folder(component)) as out:
+    with staged(quantized_folder(component)) as out:
         with WeightsFile(out / WEIGHTS) as weights:
             model = quantize_graph(graph_folder(component) / MODEL, encoded(), weights)
         for twin, graph in zip(TWINS, (model, fp32_twin(model)), strict=True):
             onnx.save(graph, out / f"{twin}.onnx")
             onnx.checker.check_model(out / f"{twin}.onnx", full_check=True)
-        table = tabulate(component, recipe, module, kept, scales)
-        (out / "table.json").write_bytes(msgspec.json.format(msgspec.json.encode(table)))
+        table = tabulate(component, params, module, kept, scales)
+        write_json(out / TABLE, table)
         (out / "table.md").write_text(table.markdown())
-    print(f"quantize {component}: {recipe}, {table.quantized:.1%} of linear weights quantized")
-
-
-def _calibration_hash() -> str:
-    return msgspec.json.decode((CALIBRATION / "set.json").read_bytes(), type=CalibrationSet).sha256
+    print(f"quantize {component}: {params.recipe}, {table.quantized:.1%} of linear weights quantized")
 
 
 if __name__ == "__main__":

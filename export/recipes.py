@@ -100,6 +100,11 @@ def encode(linear: Any, name: str, recipe: Recipe) -> QuantizedLinear:
         codes = weight / scale.float().unsqueeze(-1)
     input_scale = None
     if form.activation is not None:
+        if not (linear.input_quantizer.amax > 0).all():
+            raise EngineError(
+                f"{name}: its input is zero in every calibration observation, so nothing is known of its "
+                "range; calibrate on real observations"
+            )
         input_scale = _scale(linear.input_quantizer, form, f"{name} activations").reshape(())
     return QuantizedLinear(
         form.data_type, (inputs, out), _bytes(codes.t().contiguous(), recipe), scale, input_scale

@@ -5,8 +5,9 @@ the same stages run in place, under DVC, in a test's temporary folder and at ful
 """
 
 import errno
-import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +17,6 @@ from tqdm import tqdm
 
 from pi05_runtime.errors import Pi05Error
 
-ARTIFACTS = Path("artifacts")
-
 progress = partial(tqdm, disable=None)
 """A progress bar that a log file does not have to hold: shown on a terminal only."""
 
@@ -26,18 +25,17 @@ progress = partial(tqdm, disable=None)
 def staged(path: Path) -> Iterator[Path]:
     """Yields an empty temporary folder beside `path`, renamed to `path` when the body succeeds.
 
-    When the body fails, the temporary folder is removed and `path` stays as it was.
+    When the body fails or the process is told to end, the temporary folder goes and `path` stays as it
+    was. The old folder is renamed away before the new one takes its name.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            path.rename(old)
+        new.rename(path)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -53,6 +51,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def run_stage(main: Callable[..., None]) -> None:
     """Runs `main(*arguments)` of a stage module; a known error ends as one line and its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(*sys.argv[1:])
     except Pi05Error as error:

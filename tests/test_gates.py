@@ -8,35 +8,71 @@ import msgspec
 import numpy as np
 import pytest
 
-from export.gates import METRICS, Measured, Result, read_result
-from export.params import load_params
+from export.gates import METRICS, Measured, Result, expectation, require_passed
+from export.params import ComponentParams, Params, load_params
 from pi05_runtime.errors import EngineError, GateError
 from tests.pipeline import TARGET, change_params, run_stage
-from validate.metrics import Reference, judge
+from validate.metrics import Answers, judge
 
 GOOD = Measured(0.9999, 0.99999, 0.01, 0.001)
 
 
-def test_a_gate_passes_at_its_threshold(tmp_path: Path):
+@pytest.fixture
+def params(root: Path) -> Params:
+    return load_params(root / "params.yaml")
+
+
+def write(params: Params, measured: dict[str, Measured], gate: str = "prefill") -> None:
+    judge(params, TARGET, gate, 3, measured)
+
+
+def test_a_gate_passes_at_its_threshold(tmp_path: Path, params: Params):
+    _, threshold = expectation(params, "prefill")
     with chdir(tmp_path):
-        judge("t/vision", "fp8", 0.9999, 3, {"image_tokens": GOOD})
-        assert read_result("t/vision").passed
+        write(params, {"keys": msgspec.structs.replace(GOOD, cosine=threshold)})
+        assert require_passed(params, TARGET, "prefill").passed
 
 
 @pytest.mark.parametrize("cosine", [0.9899, float("nan"), -1.0])
-def test_a_gate_below_its_threshold_fails_and_can_be_read(tmp_path: Path, cosine: float):
+def test_a_gate_below_its_threshold_fails_and_can_be_read(tmp_path: Path, params: Params, cosine: float):
     bad = Measured(cosine, 0.99999, 0.2, 0.001)
     with chdir(tmp_path):
         with pytest.raises(GateError, match=r"at least 0\.99 expected"):
-            judge("t/vision", "fp8", 0.99, 3, {"good": GOOD, "bad": bad})
-        assert (METRICS / "t" / "vision.json").is_file()
+            write(params, {"good": GOOD, "bad": bad})
+        assert (METRICS / TARGET / "prefill.json").is_file()
         with pytest.raises(GateError):
-            read_result("t/vision")
+            require_passed(params, TARGET, "prefill")
+
+
+def test_a_gate_that_measured_nothing_fails(tmp_path: Path, params: Params):
+    with chdir(tmp_path), pytest.raises(GateError):
+        write(params, {})
+
+
+def test_the_actions_gate_needs_every_step_count(tmp_path: Path, params: Params):
+    steps = {f"actions.{n}": GOOD for n in params.gates.steps}
+    with chdir(tmp_path):
+        write(params, steps, "actions")
+        require_passed(params, TARGET, "actions")
+        steps.pop("actions.10")
+        write(params, steps, "actions")
+        with pytest.raises(GateError, match="measured"):
+            require_passed(params, TARGET, "actions")
+
+
+def test_a_result_of_another_recipe_or_threshold_does_not_count(tmp_path: Path, params: Params):
+    other = msgspec.structs.replace(
+        params, components=params.components | {"prefill": ComponentParams("int8")}
+    )
+    with chdir(tmp_path):
+        write(params, {"keys": GOOD})
+        with pytest.raises(GateError, match=r"params\.yaml says"):
+            require_passed(other, TARGET, "prefill")
 
 
 def test_nan_in_one_answer_of_many_is_not_lost(workspace: Path):
     with chdir(workspace):
-        reference = Reference()
+        reference = Answers()
         answers = [reference.bf16[f"actions.10.{i}"].copy() for i in range(reference.count)]
         assert reference.measure("actions.10", answers).cosine == 1.0
         answers[1][0, 0] = np.nan
@@ -47,19 +83,26 @@ def test_a_gate_that_did_not_run_has_failed(copied_workspace: Path):
     (copied_workspace / "metrics" / TARGET / "denoise.json").unlink()
     manifest = copied_workspace / "artifacts" / "bundle" / "manifest.json"
     before = manifest.read_bytes()
-    with pytest.raises(GateError, match=r"denoise\.json: no gate result"):
+    with pytest.raises(GateError, match=r"no gate result: .*denoise\.json"):
         run_stage(copied_workspace, "export.bundle")
     assert manifest.read_bytes() == before
 
 
 def test_no_bundle_from_a_failed_gate(copied_workspace: Path):
-    path = copied_workspace / "metrics" / TARGET / "actions.json"
+    path = copied_workspace / "metrics" / TARGET / "vision.json"
     result = msgspec.json.decode(path.read_bytes(), type=Result)
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(result, passed=False)))
+    bad = {"image_tokens": msgspec.structs.replace(GOOD, cosine=0.5)}
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(result, measured=bad)))
     shutil.rmtree(copied_workspace / "artifacts" / "bundle")
-    with pytest.raises(GateError, match="this gate failed"):
+    with pytest.raises(GateError, match=r"cosine 0\.500000"):
         run_stage(copied_workspace, "export.bundle")
     assert not (copied_workspace / "artifacts" / "bundle").exists()
+
+
+def test_no_bundle_when_params_moved_on(copied_workspace: Path):
+    change_params(copied_workspace, components__prefill={"recipe": "fp8", "keep": ["*.qkv"]})
+    with pytest.raises(GateError, match="prefill was quantized as fp8 keeping"):
+        run_stage(copied_workspace, "export.bundle")
 
 
 def test_an_engine_of_other_weights_fails_its_gate(copied_workspace: Path):
@@ -73,14 +116,14 @@ def test_an_engine_of_other_weights_fails_its_gate(copied_workspace: Path):
 
 def test_the_whole_loop_is_held_to_the_coarsest_recipe(copied_workspace: Path):
     change_params(copied_workspace, gates__action_cosine__fp8=0.99999999)
-    with pytest.raises(GateError, match=r"actions \(fp8\)"):
+    with pytest.raises(GateError, match=r"actions of cpu-ort \(fp8\)"):
         run_stage(copied_workspace, "validate.actions", TARGET)
 
 
 def test_the_demo_tells_observations_apart(workspace: Path):
     """Otherwise its action gate could not fail: an engine that is blind would pass it."""
     with chdir(workspace):
-        reference, threshold = Reference(), load_params().gates.action_cosine["fp8"]
+        reference, threshold = Answers(), load_params().gates.action_cosine["fp8"]
         swapped = [reference.bf16[f"actions.10.{(i + 1) % reference.count}"] for i in range(reference.count)]
         noise = [reference.bf16[f"states.{i}"][0] for i in range(reference.count)]
     assert reference.measure("actions.10", noise).cosine < threshold

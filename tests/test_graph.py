@@ -7,9 +7,10 @@ import onnx
 import pytest
 from torch import nn
 
-from export.calibrate import build_component
+from export.artifacts import MODEL, WEIGHTS
 from export.checkpoint.canonical import read_description
-from export.graph import MODEL, OPSET, WEIGHTS
+from export.component import build_component
+from export.graph import OPSET
 from export.params import load_params
 from pi05_runtime.geometry import COMPONENTS, signature
 from tests.pipeline import run_stage

@@ -221,12 +221,16 @@ def assert_calibrate_refuses(workspace: Path, message: str) -> None:
     assert (workspace / "artifacts" / "calibration" / "set.json").read_text() == "earlier"
 
 
-def test_calibrate_refuses_an_episode_that_the_gates_will_see(calibrating: Path):
+def test_the_reference_refuses_an_episode_that_calibration_saw(calibrating: Path):
     folder = calibrating / "demo" / "observations"
     records = read_records(folder)
     used = next(r for r in records if r["split"] == "calibration")
     write_records(folder, [*records, used | {"split": "heldout", "step": used["step"] + 1}])
-    assert_calibrate_refuses(calibrating, rf"share episodes \[\('{used['task']}', {used['episode']}\)\]")
+    with pytest.raises(
+        ObservationError, match=rf"share episodes \[\('{used['task']}', {used['episode']}\)\]"
+    ):
+        run_stage(calibrating, "validate.reference")
+    assert not (calibrating / "artifacts" / "reference").exists()
 
 
 def test_the_same_episode_number_of_another_task_is_no_overlap(folder: Path):
@@ -238,9 +242,10 @@ def test_the_same_episode_number_of_another_task_is_no_overlap(folder: Path):
     check_disjoint(split(folder), split(folder, "heldout"))
 
 
-def test_calibrate_refuses_one_split_for_both_ends(calibrating: Path):
+def test_the_reference_refuses_one_split_for_both_ends(calibrating: Path):
     change_params(calibrating, heldout__split="calibration")
-    assert_calibrate_refuses(calibrating, "calibration and gates share episodes")
+    with pytest.raises(ObservationError, match="calibration and gates share episodes"):
+        run_stage(calibrating, "validate.reference")
 
 
 def test_calibrate_refuses_an_empty_set(calibrating: Path):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipeline import ROOT, change_params
 
-CODE = ("dvc.yaml", "export", "runtime", "validate")
+CODE = ("constraints.txt", "dvc.yaml", "export", "runtime", "validate")
 
 
 def make_repository(folder: Path) -> Path:

@@ -11,12 +11,13 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from export.calibrate import build_component, component_inputs
+from export.artifacts import WEIGHTS, quantized_folder
+from export.component import build_component, component_inputs
 from export.engine.ort import to_numpy
-from export.graph import WEIGHTS
 from export.params import ComponentParams, load_params
-from export.quantize import choose_layers, folder, read_table
+from export.quantize import choose_layers
 from export.recipes import FORMATS, INT4_BLOCK, QuantizedLinear, calibrate, encode
+from export.table import read_table
 from pi05_runtime.engines.ort import open_session
 from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import COMPONENTS
@@ -25,8 +26,9 @@ from tests.pipeline import change_params, run_stage
 QUANTIZED = ("fp8", "int8", "int4")
 SAMPLES = 3
 EXACT = 1e-5
-FLIPS = 2e-3
-"""Relative L2 where activations are quantized: one ulp can turn a code that lies on an edge."""
+TURNED = 5e-2
+"""Relative L2 of a sample in which one ulp turned the code of an activation that lies on an edge: the
+layers behind it carry that on, as far as a recipe's own error."""
 TIES = 3e-4
 """Share of weight codes that may differ from ModelOpt's: it multiplies by 1 / scale where we divide,
 and bf16 weights over bf16 scales often lie exactly between two codes."""
@@ -81,14 +83,17 @@ def test_cpu_twin_equals_modelopt(copied_workspace: Path, component: str, recipe
             assert share <= TIES, (name, share)
             layer.weight.data = ours
             layer.weight_quantizer.disable()
-        session = open_session(folder(component) / "fp32.onnx")
+        session = open_session(quantized_folder(component) / "fp32.onnx")
+        errors: list[float] = []
         for _, sample in zip(range(SAMPLES), component_inputs(component), strict=False):
             arrays = {name: to_numpy(tensor) for name, tensor in sample.items()}
             expected = module(**{name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items()})
             expected = expected if isinstance(expected, tuple) else (expected,)
             for found, want in zip(session.run(None, arrays), expected, strict=True):
                 error = np.linalg.norm(found - want.numpy()) / np.linalg.norm(want.numpy())
-                assert error <= (EXACT if recipe == "int4" else FLIPS)
+                errors.append(error)
+    assert min(errors) <= EXACT
+    assert max(errors) <= (EXACT if recipe == "int4" else TURNED)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -153,7 +158,7 @@ def test_keep_leaves_named_layers_in_bf16(copied_workspace: Path):
     run_stage(copied_workspace, "export.quantize", "denoise")
     with chdir(copied_workspace):
         rows = {row.name: row for row in read_table("denoise").layers}
-        model = onnx.load(folder("denoise") / "bf16.onnx", load_external_data=False)
+        model = onnx.load(quantized_folder("denoise") / "bf16.onnx", load_external_data=False)
     kept = {name for name in rows if name.startswith("layers.0.") or name.endswith(".down")}
     assert {name for name, row in rows.items() if row.reason == "keep"} == kept
     weights = {t.name: t.data_type for t in model.graph.initializer}

@@ -1,6 +1,9 @@
 """How stages begin and end: whole results or none, one line and one exit code an error."""
 
 import errno
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,13 +55,21 @@ def test_failure_of_a_first_run_leaves_nothing(tmp_path: Path):
     assert names(tmp_path / "artifacts") == []
 
 
-def test_what_a_killed_run_left_is_not_taken_over(result: Path):
-    (result.parent / ".result.partial").mkdir()
-    (result.parent / ".result.partial" / "half").write_text("half")
-    with staged(result) as folder:
-        assert names(folder) == []
-    assert names(result) == []
-    assert names(result.parent) == ["result"]
+def test_a_stage_that_is_told_to_end_leaves_nothing_half_written(tmp_path: Path, root: Path):
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from export.stage import run_stage, staged\n"
+        "def main():\n"
+        "    with staged(Path('result')) as folder:\n"
+        "        (folder / 'half').write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run_stage(main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert names(tmp_path) == []
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path):

@@ -5,42 +5,39 @@ At every step count, from the same noise: an error that one step hides can turn 
 
 import numpy as np
 
-from export.calibrate import seeded_noise
+from export.artifacts import SCHEDULE, TABLES
 from export.checkpoint.canonical import read_description
+from export.component import component_signature
 from export.engine import engine_file
-from export.engine.ort import component_signature
-from export.gates import NOISE_SEED
-from export.observations import Observations
+from export.gates import ACTIONS, NOISE_SEED
+from export.observations import Observations, preprocessor, seeded_noise
 from export.params import load_params
 from export.stage import progress, run_stage
-from export.tables import FOLDER as TABLES
-from export.tables import preprocessor
 from pi05_runtime.engines import open_engine
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.tables import read_schedule
-from validate.metrics import Reference, judge
+from validate.metrics import Answers, judge
 
 
 def main(target: str) -> None:
     params, d = load_params(), read_description()
-    reference, observations, prepare = Reference(), Observations(params.heldout), preprocessor(params)
+    reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
     engine = open_engine(
         target,
         {component: engine_file(target, component) for component in COMPONENTS},
         {component: component_signature(component) for component in COMPONENTS},
     )
-    schedules = {n: read_schedule(TABLES / "schedule.safetensors", n) for n in params.gates.steps}
+    schedules = {n: read_schedule(TABLES / SCHEDULE, n) for n in params.gates.steps}
     answers: dict[str, list[np.ndarray]] = {f"actions.{n}": [] for n in schedules}
     for i in progress(range(reference.count), desc="actions"):
         inputs = prepare(observations[i])
-        noise = seeded_noise(NOISE_SEED + i, d.interface.horizon, d.geometry)
+        noise = seeded_noise(NOISE_SEED + i)
         for n, schedule in schedules.items():
             answers[f"actions.{n}"].append(engine.decide(inputs, noise, schedule).actions)
     # Padding dimensions never reach a robot.
     dims = d.interface.action_dims
     measured = {name: reference.measure(name, outputs, dims) for name, outputs in answers.items()}
-    threshold = params.gates.action_cosine[params.coarsest]
-    judge(f"{target}/actions", params.coarsest, threshold, reference.count, measured)
+    judge(params, target, ACTIONS, reference.count, measured)
 
 
 if __name__ == "__main__":

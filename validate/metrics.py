@@ -3,20 +3,20 @@
 Written before judging, so that a failed gate can be read; `dvc metrics diff` compares the files.
 """
 
-import msgspec
 import numpy as np
 from safetensors.torch import load_file
 
-from export.gates import METRICS, REFERENCE, Measured, Result
-from export.stage import write_file
+from export.artifacts import REFERENCE, write_json
+from export.gates import METRICS, Measured, Result, expectation
+from export.params import Params
 from pi05_runtime.errors import GateError
 from pi05_runtime.golden import cosine
 
 DIGITS = 7
 
 
-class Reference:
-    """What the BF16 reference and its FP32 twin answered, by observation."""
+class Answers:
+    """What the BF16 reference and FP32 answered, `<output>.<observation>`: the stage `reference`."""
 
     def __init__(self) -> None:
         self.bf16, self.fp32 = (_load(precision) for precision in ("bf16", "fp32"))
@@ -34,23 +34,23 @@ class Reference:
         return Measured(*(round(x, DIGITS) for x in (found, floor_cosine, error, floor_error)))
 
 
-def judge(gate: str, recipe: str, threshold: float, count: int, measured: dict[str, Measured]) -> None:
-    """Writes metrics/<gate>.json, prints it, and raises GateError below the threshold.
+def judge(params: Params, target: str, gate: str, count: int, measured: dict[str, Measured]) -> None:
+    """Writes metrics/<target>/<gate>.json, prints it, and raises GateError unless it passed.
 
-    Anything that is not clearly at or above the threshold fails, NaN included.
+    count: observations. Anything that is not clearly at or above the threshold fails.
     """
-    passed = all(m.cosine >= threshold for m in measured.values())
-    result = Result(recipe, threshold, passed, count, measured)
-    write_file(METRICS / f"{gate}.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    recipe, threshold = expectation(params, gate)
+    result = Result(recipe, threshold, count, measured)
+    write_json(METRICS / target / f"{gate}.json", result)
     for name, m in measured.items():
         print(
-            f"{gate} {name}: cosine {m.cosine:.6f} (floor {m.floor_cosine:.6f}), "
+            f"{target} {gate} {name}: cosine {m.cosine:.6f} (floor {m.floor_cosine:.6f}), "
             f"relative error {m.error:.2e} (floor {m.floor_error:.2e})"
         )
-    if not passed:
+    if not result.passed:
         raise GateError(
-            f"gate {gate} ({recipe}): cosine {result.cosine:.6f} found, at least {threshold} expected; keep "
-            "sensitive layers in bf16 (components.<name>.keep) or choose a finer recipe"
+            f"gate {gate} of {target} ({recipe}): cosine {result.cosine:.6f} found, at least {threshold} "
+            "expected; keep sensitive layers in bf16 (components.<name>.keep) or choose a finer recipe"
         )
 
 

@@ -5,20 +5,19 @@ A component alone shows where an error comes from; the whole loop (actions.py) s
 
 import numpy as np
 
+from export.artifacts import SCHEDULE, TABLES
+from export.component import component_signature
 from export.engine import engine_file
-from export.engine.ort import component_signature
-from export.observations import Observations
+from export.observations import Observations, preprocessor
 from export.params import load_params
 from export.stage import progress, run_stage
-from export.tables import FOLDER as TABLES
-from export.tables import preprocessor
 from pi05_runtime.engines import Engine, open_engine
 from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule, read_schedule
-from validate.metrics import Reference, judge
+from validate.metrics import Answers, judge
 
-LOOP = 10
-"""Denoise is judged at the states of a loop of this many steps."""
+PADDING = 1e3
+"""What the cache holds beyond the prefix: large, so that an engine that looks there is found out."""
 
 
 def component_answer(
@@ -38,7 +37,10 @@ def component_answer(
             },
         )
         return {name: tensor[:, : inputs.prefix_length] for name, tensor in cache.items()}
-    fixed = {"keys": given["keys"], "values": given["values"], "prefix_length": length}
+    bucket = len(given["image_tokens"]) + len(inputs.prompt_embeddings)
+    padding = ((0, 0), (0, bucket - inputs.prefix_length), (0, 0))
+    cache = {name: np.pad(given[name], padding, constant_values=PADDING) for name in ("keys", "values")}
+    fixed = cache | {"prefix_length": length}
     velocity = [
         (
             engine.run("denoise", fixed | {"x": x, "modulation": m, "dt": np.asarray(schedule.dt)})["x_next"]
@@ -52,14 +54,13 @@ def component_answer(
 
 def main(target: str, component: str) -> None:
     params = load_params()
-    recipe = params.components[component].recipe
-    reference, observations, prepare = Reference(), Observations(params.heldout), preprocessor(params)
+    reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
     engine = open_engine(
         target,
         {component: engine_file(target, component)},
         {component: component_signature(component)},
     )
-    schedule = read_schedule(TABLES / "schedule.safetensors", LOOP)
+    schedule = read_schedule(TABLES / SCHEDULE, params.export.default_steps)
     answers: dict[str, list[np.ndarray]] = {}
     for i in progress(range(reference.count), desc=f"parity {component}"):
         given = {name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")}
@@ -68,8 +69,7 @@ def main(target: str, component: str) -> None:
         ).items():
             answers.setdefault(name, []).append(output)
     measured = {name: reference.measure(name, outputs) for name, outputs in answers.items()}
-    threshold = params.gates.component_cosine[recipe]
-    judge(f"{target}/{component}", recipe, threshold, reference.count, measured)
+    judge(params, target, component, reference.count, measured)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.calibrate import seeded_noise
+from export.artifacts import REFERENCE
 from export.checkpoint.canonical import Description, read_description, read_weights
-from export.gates import NOISE_SEED, REFERENCE
+from export.gates import NOISE_SEED
 from export.model.parameters import FILES
 from export.model.reference import Cache, Reference
 from export.model.schedule import times
-from export.observations import Observations
+from export.observations import Observations, check_disjoint, preprocessor, seeded_noise
 from export.params import Params, load_params
 from export.stage import progress, run_stage, staged
-from export.tables import preprocessor
 from pi05_runtime.preprocess import Inputs
 
 
@@ -39,7 +38,7 @@ def stacked(cache: Cache) -> tuple[Tensor, Tensor]:
 
 
 def answer(
-    model: Reference, inputs: Inputs, noise: Tensor, steps: tuple[int, ...], given: Mapping[str, Tensor]
+    model: Reference, inputs: Inputs, noise: Tensor, params: Params, given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Every component's output and the whole loop's actions for one observation.
 
@@ -56,7 +55,9 @@ def answer(
         return model.prefill(prefix, valid), valid
 
     cache, valid = prefill(image_tokens)
-    actions = {f"actions.{n}": model.sample(noise[None], cache, valid, n, "openpi")[0] for n in steps}
+    actions = {
+        f"actions.{n}": model.sample(noise[None], cache, valid, n, "openpi")[0] for n in params.gates.steps
+    }
     if given:
         keys, values = stacked(prefill(given["image_tokens"])[0])
         pairs = zip(given["keys"].to(dtype), given["values"].to(dtype), strict=True)
@@ -64,7 +65,7 @@ def answer(
         states = given["states"]
     else:
         keys, values = stacked(cache)
-        states = _trajectory(model, noise, cache, valid)
+        states = _trajectory(model, noise, cache, valid, params.export.default_steps)
     velocity = torch.cat(
         [model.velocity(x[None], t, cache, valid) for x, t in zip(states, times(len(states)), strict=True)]
     )
@@ -76,14 +77,15 @@ def answer(
 def main() -> None:
     params, description = load_params(), read_description()
     observations, prepare = Observations(params.heldout), preprocessor(params)
+    check_disjoint(Observations(params.calibration), observations)
     results: dict[str, list[dict[str, Tensor]]] = {"bf16": [], "fp32": []}
     for precision, answers in results.items():
         model = load_reference(description, params, bf16=precision == "bf16")
         for i in progress(range(len(observations)), desc=f"reference {precision}"):
-            noise = seeded_noise(NOISE_SEED + i, description.interface.horizon, description.geometry)
+            noise = seeded_noise(NOISE_SEED + i)
             given = results["bf16"][i] if precision == "fp32" else {}
             inputs = prepare(observations[i])
-            answers.append(answer(model, inputs, torch.from_numpy(noise), params.gates.steps, given))
+            answers.append(answer(model, inputs, torch.from_numpy(noise), params, given))
     with staged(REFERENCE) as folder:
         for precision, answers in results.items():
             flat = {f"{name}.{i}": t.contiguous() for i, a in enumerate(answers) for name, t in a.items()}
@@ -91,10 +93,10 @@ def main() -> None:
     print(f"reference: {len(observations)} held-out observations")
 
 
-def _trajectory(model: Reference, noise: Tensor, cache: Cache, valid: Tensor) -> Tensor:
-    """The states [10, horizon, width] at which a ten-step loop evaluates the velocity."""
-    x, states, dt = noise, [], torch.tensor(-0.1)
-    for t in times(10):
+def _trajectory(model: Reference, noise: Tensor, cache: Cache, valid: Tensor, steps: int) -> Tensor:
+    """The states [steps, horizon, width] at which a loop of `steps` evaluates the velocity."""
+    x, states, dt = noise, [], torch.tensor(-1.0 / steps)
+    for t in times(steps):
         states.append(x)
         x = x + dt * model.velocity(x[None], t, cache, valid)[0]
     return torch.stack(states)

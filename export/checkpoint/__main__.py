@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checkpoint.canonical import FOLDER, Description, resolve_interface, write_canonical
+from export.artifacts import CHECKPOINT, TOKENIZER
+from export.checkpoint.accept import resolve_interface, write_canonical
+from export.checkpoint.canonical import Description
 from export.checkpoint.lerobot import open_lerobot
 from export.checkpoint.openpi import open_openpi, open_openpi_jax
 from export.checkpoint.source import file_hashes
@@ -14,8 +16,8 @@ from export.stage import run_stage, staged
 from pi05_runtime.errors import BundleError, CheckpointError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface
-from pi05_runtime.normalize import normalize_state, unnormalize_actions
-from pi05_runtime.prompt import Prompter
+from pi05_runtime.preprocess.normalize import normalize_state, unnormalize_actions
+from pi05_runtime.preprocess.prompt import Prompter
 
 OPENERS = {"openpi": open_openpi, "lerobot": open_lerobot, "orbax": open_openpi_jax}
 
@@ -34,8 +36,8 @@ def main() -> None:
     interface = resolve_interface(source, params.interface)
     _check_on_robot(tokenizer, interface, source.geometry)
     description = Description(source.geometry, interface, params.layout, file_hashes(directory))
-    with staged(FOLDER) as folder:
-        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    with staged(CHECKPOINT) as folder:
+        shutil.copyfile(tokenizer, folder / TOKENIZER)
         write_canonical(source, description, folder)
     views, prompt = interface.cameras, interface.prompt_format
     print(f"checkpoint: {params.layout} {directory}, cameras {list(views)}, prompt format {prompt}")

@@ -26,6 +26,7 @@ from export.checkpoint.source import (
 )
 from export.params import CheckpointParams, InterfaceParams
 from pi05_runtime.errors import CheckpointError
+from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Normalization, NormalizationMode, Statistics
 
 IMAGES = "observation.images."
@@ -49,6 +50,7 @@ class _Config(msgspec.Struct):
     output_features: dict[str, _Feature]
     normalization_mapping: dict[str, str]
     use_relative_actions: bool = False
+    image_resolution: tuple[int, int] | None = None
 
 
 def open_lerobot(params: CheckpointParams) -> Source:
@@ -68,6 +70,7 @@ def open_lerobot(params: CheckpointParams) -> Source:
         )
     geometry = geometry_of(read_config(directory), directory)
     check_action_width("max_action_dim", config.max_action_dim, geometry, directory)
+    _check_resolution(config, geometry, directory)
     cameras = [n for n, f in config.input_features.items() if f.type == "VISUAL" and not MASKED.fullmatch(n)]
     stated = InterfaceParams(
         cameras=tuple(name.removeprefix(IMAGES) for name in cameras) or None,
@@ -103,7 +106,21 @@ def _read(directory: Path) -> _Config:
             f"{directory}/config.json: use_relative_actions is true; relative actions need the robot's "
             "pose at the time of the chunk and are not supported: convert them on the robot's side"
         )
+    if (visual := config.normalization_mapping.get("VISUAL", "IDENTITY")) != "IDENTITY":
+        raise CheckpointError(
+            f"{directory}/config.json: normalization_mapping.VISUAL is {visual}, IDENTITY expected: pi0.5 "
+            "takes images in [-1, 1], and this policy was trained on others"
+        )
     return config
+
+
+def _check_resolution(config: _Config, geometry: Geometry, directory: Path) -> None:
+    size = geometry.vision.image_size
+    if config.image_resolution not in (None, (size, size)):
+        raise CheckpointError(
+            f"{directory}/config.json: image_resolution {config.image_resolution} found, {(size, size)} "
+            "expected by the vision tower; the policy needs a `geometry` of its own, or another checkpoint"
+        )
 
 
 def _mode(config: _Config, feature: str, directory: Path) -> NormalizationMode:

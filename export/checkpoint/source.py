@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from export.params import InterfaceParams
+from export.stage import progress
 from pi05_runtime.errors import CheckpointError
 from pi05_runtime.geometry import GEMMA, PI05, SIGLIP_SO400M, Geometry
 from pi05_runtime.interface import Normalization
@@ -113,7 +114,8 @@ def refuse_pi0(names: Iterable[str], where: Path) -> None:
 def file_hashes(directory: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file of a checkpoint directory."""
     hashes: dict[str, str] = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    for path in progress(files, desc="checkpoint hashes", unit="file"):
         with path.open("rb") as file:
             hashes[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

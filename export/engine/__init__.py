@@ -2,14 +2,13 @@
 
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from export.quantize import folder as quantized_folder
-from export.stage import ARTIFACTS
+from export.artifacts import LOCKS, engine_folder, quantized_folder, read_json
 from pi05_runtime.errors import TargetError
 
-LOCKS = ARTIFACTS / "locks"
 RECORD = "engine.json"
 
 
@@ -21,32 +20,32 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """engine.json. file: what the backend loads, in the engine's folder, or in the quantized
-    component's where `onnx` lists the files that the engine reads there."""
+    """engine.json. file: what the backend loads, and the folder that it lies in: the engine's own, or
+    the component's ONNX. onnx: files of the component's ONNX that the target needs, to run or to
+    rebuild. built_with: library -> exact version."""
 
     file: str
+    folder: Literal["engine", "onnx"]
     onnx: tuple[str, ...]
     built_with: dict[str, str]
 
 
-def folder(target: str, component: str) -> Path:
-    return ARTIFACTS / "engine" / target / component
-
-
 def read_record(target: str, component: str) -> EngineRecord:
-    return msgspec.json.decode((folder(target, component) / RECORD).read_bytes(), type=EngineRecord)
+    """Errors: ArtifactError."""
+    return read_json(engine_folder(target, component) / RECORD, EngineRecord)
 
 
 def engine_file(target: str, component: str) -> Path:
-    """The file that the target's backend loads for a component."""
+    """The file that the target's backend loads for a component. Errors: ArtifactError."""
     record = read_record(target, component)
-    return (quantized_folder(component) if record.onnx else folder(target, component)) / record.file
+    own = record.folder == "engine"
+    return (engine_folder(target, component) if own else quantized_folder(component)) / record.file
 
 
 def check_lock(target: str) -> Lock:
     """The target's lock, honoured by this machine. Errors: TargetError with both versions."""
     path = LOCKS / f"{target}.json"
-    lock = msgspec.json.decode(path.read_bytes(), type=Lock)
+    lock = read_json(path, Lock)
     try:
         found = metadata.version(lock.library)
     except metadata.PackageNotFoundError:

@@ -1,17 +1,19 @@
 """Stage `engine`: one component for one target."""
 
-import msgspec
-
-from export.engine import RECORD, check_lock, folder
-from export.engine.ort import prove
+from export.artifacts import engine_folder, write_json
+from export.engine import RECORD, check_lock, ort
 from export.stage import run_stage, staged
+from pi05_runtime.targets import TARGETS
+
+BUILDERS = {"ort": ort.build}
+"""Kind of engine (targets.py) -> what builds it."""
 
 
 def main(target: str, component: str) -> None:
     lock = check_lock(target)
-    record = prove(component, lock)
-    with staged(folder(target, component)) as out:
-        (out / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+    with staged(engine_folder(target, component)) as out:
+        record = BUILDERS[TARGETS[target].engine](component, lock, out)
+        write_json(out / RECORD, record)
     print(f"engine {target} {component}: {record.file}, {lock.library} {lock.version}")
 
 

@@ -4,25 +4,19 @@ Proven means: a session opens with the robot's own options, its ports are the co
 and one calibration input gives finite outputs.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from export.calibrate import component_inputs
-from export.checkpoint.canonical import read_description
+from export.artifacts import WEIGHTS, quantized_folder
+from export.component import component_inputs, component_signature
 from export.engine import EngineRecord, Lock
-from export.graph import WEIGHTS
-from export.quantize import folder as quantized_folder
+from export.stage import progress
 from pi05_runtime.engines.ort import OrtEngine
-from pi05_runtime.geometry import Signature, signature
 
 TWIN = "fp32.onnx"
-
-
-def component_signature(component: str) -> Signature:
-    """The signature of a component of the current checkpoint."""
-    d = read_description()
-    return signature(component, d.geometry, len(d.interface.cameras), d.interface.horizon)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -30,11 +24,14 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def prove(component: str, lock: Lock) -> EngineRecord:
-    """Opens and runs the twin once. Errors: EngineError."""
-    engine = OrtEngine(
-        {component: quantized_folder(component) / TWIN}, {component: component_signature(component)}
-    )
-    sample = next(component_inputs(component))
-    engine.run(component, {name: to_numpy(tensor) for name, tensor in sample.items()})
-    return EngineRecord(TWIN, (TWIN, WEIGHTS), {lock.library: lock.version})
+def build(component: str, lock: Lock, out: Path) -> EngineRecord:
+    """Opens and runs the twin once; nothing of its own goes to `out`. Errors: EngineError."""
+    with progress(total=2, desc=f"engine cpu-ort {component}", unit="step") as bar:
+        engine = OrtEngine(
+            {component: quantized_folder(component) / TWIN}, {component: component_signature(component)}
+        )
+        bar.update()
+        sample = next(component_inputs(component))
+        engine.run(component, {name: to_numpy(tensor) for name, tensor in sample.items()})
+        bar.update()
+    return EngineRecord(TWIN, "onnx", (TWIN, WEIGHTS), {lock.library: lock.version})

@@ -75,8 +75,9 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """manifest.json. File names are relative to the bundle, with forward slashes.
 
-    prompt_buckets: the lengths a prompt is padded to, ascending. steps: Euler step counts that the
-    schedule has. gates: target -> gate -> result. files: all but the manifest itself.
+    exported_with: library -> version. prompt_buckets: the lengths a prompt is padded to, ascending.
+    steps: Euler step counts that the schedule has. gates: target -> gate -> result. files: all but the
+    manifest itself.
     """
 
     schema: int
@@ -90,6 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: tuple[int, ...]
     default_steps: int
     components: dict[str, Component]
+    exported_with: dict[str, str]
     calibration: Calibration
     gates: dict[str, dict[str, Gate]]
     golden: Golden

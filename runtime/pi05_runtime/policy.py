@@ -12,8 +12,8 @@ from pi05_runtime.engines import Decision, Engine, open_engine
 from pi05_runtime.errors import ObservationError
 from pi05_runtime.geometry import COMPONENTS, signature
 from pi05_runtime.manifest import Manifest, read_manifest
-from pi05_runtime.normalize import unnormalize_actions
 from pi05_runtime.preprocess import Preprocessor
+from pi05_runtime.preprocess.normalize import unnormalize_actions
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
 from pi05_runtime.tensors import Floats
 from pi05_runtime.verify import target_files, verify

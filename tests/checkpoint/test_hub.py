@@ -1,8 +1,10 @@
 """The fetch stage against a Hub that is not there."""
 
 import errno
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from pi05_runtime.errors import CheckpointError, ParamsError
 from tests.pipeline import change_params, run_stage
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
+EMPTY_OBJECT = hashlib.sha256(b"{}").hexdigest()
 ENTRY = {"libero": {"repo": "someone/pi05_libero", "revision": REVISION}}
 
 
@@ -33,6 +36,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> li
             raise error
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "stored_hashes", lambda repo, revision: {"config.json": EMPTY_OBJECT})
     return asked
 
 
@@ -96,3 +100,19 @@ def test_a_revision_that_is_no_full_commit_is_refused(
     with pytest.raises(ParamsError, match="revision"):
         run_stage(workspace, "export.checkpoint.hub", "libero")
     assert not asked
+
+
+def test_a_body_corrupted_on_the_way_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    serve(monkeypatch)
+    monkeypatch.setattr(hub, "stored_hashes", lambda repo, revision: {"config.json": "0" * 64})
+    with pytest.raises(CheckpointError, match=r"config\.json: sha256 .* downloaded"):
+        run_stage(workspace, "export.checkpoint.hub", "libero")
+    assert fetched(workspace) == []
+
+
+def test_hashes_are_those_of_the_large_files(monkeypatch: pytest.MonkeyPatch):
+    large = SimpleNamespace(rfilename="model.safetensors", lfs=SimpleNamespace(sha256="abc"))
+    small = SimpleNamespace(rfilename="config.json", lfs=None)
+    siblings = SimpleNamespace(siblings=[large, small])
+    monkeypatch.setattr(hub, "model_info", lambda repo, revision, files_metadata: siblings)
+    assert hub.stored_hashes("someone/pi05_libero", REVISION) == {"model.safetensors": "abc"}

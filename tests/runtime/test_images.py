@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pi05_runtime.errors import ObservationError
-from pi05_runtime.images import stage_images
 from pi05_runtime.interface import Convention
+from pi05_runtime.preprocess.images import stage_images
 
 SIZE = 224
 SHAPES = [

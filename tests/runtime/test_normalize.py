@@ -13,7 +13,7 @@ import torch
 
 from pi05_runtime.errors import BundleError, EngineError, ObservationError
 from pi05_runtime.interface import Convention, Normalization, NormalizationMode, Statistics
-from pi05_runtime.normalize import normalize_state, unnormalize_actions
+from pi05_runtime.preprocess.normalize import normalize_state, unnormalize_actions
 
 DIMS = 8
 RANDOM = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import pytest
 
 from pi05_runtime import golden, load
 from pi05_runtime.errors import BundleError, EngineError, ObservationError, Pi05Error, TargetError
-from pi05_runtime.normalize import unnormalize_actions
 from pi05_runtime.policy import Policy
+from pi05_runtime.preprocess.normalize import unnormalize_actions
 from pi05_runtime.tables import read_schedule
 from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited, replace

@@ -16,7 +16,7 @@ import sentencepiece
 
 from pi05_runtime.errors import BundleError, ObservationError
 from pi05_runtime.interface import Interface, Normalization, PromptFormat, Statistics
-from pi05_runtime.prompt import Prompter, state_bins
+from pi05_runtime.preprocess.prompt import Prompter, state_bins
 
 BOS = 2
 EDGES = np.linspace(-1, 1, 256 + 1)[:-1]

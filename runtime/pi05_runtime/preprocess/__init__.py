@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from pi05_runtime.errors import ObservationError
 from pi05_runtime.geometry import Geometry
-from pi05_runtime.images import stage_images
 from pi05_runtime.interface import Interface
-from pi05_runtime.normalize import normalize_state
-from pi05_runtime.prompt import Prompter
+from pi05_runtime.preprocess.images import stage_images
+from pi05_runtime.preprocess.normalize import normalize_state
+from pi05_runtime.preprocess.prompt import Prompter
 from pi05_runtime.tables import TokenEmbedding
 from pi05_runtime.tensors import Floats
 
