@@ -19,7 +19,7 @@ test: check
 check: $(INSTALLED)
 	ruff check .
 	ruff format --check .
-	pyright
+	pyright --project .
 
 # What each recipe costs in accuracy on the demo: the table of the README.
 recipes: $(INSTALLED)

@@ -60,15 +60,12 @@ def main() -> None:
             x = _finite(denoise(x, modulation, dt, **cache), i)
         recorded["denoise"][f"x.{i}"] = torch.stack(states)
 
-    tasks = [r.task for r in observations.records]
-    summary = CalibrationSet(
-        observations.sha256(), count, {t: tasks.count(t) for t in sorted(set(tasks))}, schedule.steps
-    )
+    summary = CalibrationSet(observations.sha256(), count, observations.episodes)
     with staged(CALIBRATION) as folder:
         for component, tensors in recorded.items():
             save_file(tensors, folder / f"{component}.safetensors")
         write_json(folder / "set.json", summary)
-    print(f"calibrate: {count} observations of {len(summary.tasks)} tasks, set {summary.sha256[:12]}")
+    print(f"calibrate: {count} observations of {len(summary.episodes)} episodes, set {summary.sha256[:12]}")
 
 
 def _finite(tensor: Tensor, observation: int) -> Tensor:

@@ -17,12 +17,11 @@ from pi05_runtime.tables import read_schedule
 
 class CalibrationSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """set.json of the calibration. sha256 covers the observations, in order, with their images.
-    steps: of the denoise loops whose states were recorded."""
+    episodes: (task, episode) of all of them, which no gate may judge on."""
 
     sha256: str
     observations: int
-    tasks: dict[str, int]
-    steps: int
+    episodes: tuple[tuple[str, int], ...]
 
 
 def read_calibration_set() -> CalibrationSet:

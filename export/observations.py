@@ -20,6 +20,8 @@ from pi05_runtime.errors import ObservationError, ParamsError
 from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.tables import TokenEmbedding
 
+Episodes = tuple[tuple[str, int], ...]
+
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of index.jsonl. images: camera name -> file beside the index."""
@@ -54,6 +56,11 @@ class Observations:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def episodes(self) -> Episodes:
+        """(task, episode) of all observations, sorted, each once."""
+        return tuple(sorted({(record.task, record.episode) for record in self.records}))
 
     def __getitem__(self, i: int) -> Observation:
         record = self.records[i]
@@ -97,10 +104,9 @@ def read_index(folder: Path) -> Sequence[Record]:
     return records
 
 
-def check_disjoint(a: Observations, b: Observations) -> None:
-    """Refuses two sets that share an episode: gates must not see what calibration saw."""
-    episodes = [{(r.task, r.episode) for r in s.records} for s in (a, b)]
-    if shared := sorted(episodes[0] & episodes[1]):
+def check_disjoint(calibrated: Episodes, judged: Observations) -> None:
+    """Refuses to judge on an episode that calibration saw. Errors: ObservationError naming it."""
+    if shared := sorted(set(calibrated) & set(judged.episodes)):
         raise ObservationError(
             f"calibration and gates share episodes {shared[:5]}: split by episode, not by frame"
         )

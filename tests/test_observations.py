@@ -46,7 +46,8 @@ def test_the_demos_splits_hold_four_tasks(root: Path, name: str, count: int):
 def test_the_demos_splits_share_no_episode(root: Path):
     params = load_params(root / "params.yaml")
     source = [ObservationParams(str(root / s.path), s.split) for s in (params.calibration, params.heldout)]
-    check_disjoint(*map(Observations, source))
+    calibration, heldout = map(Observations, source)
+    check_disjoint(calibration.episodes, heldout)
 
 
 def test_an_observation_is_what_infer_takes(folder: Path):
@@ -239,11 +240,12 @@ def test_the_same_episode_number_of_another_task_is_no_overlap(folder: Path):
         record["episode"] = 0 if record["split"] == "calibration" else 1
     records[0]["episode"], records[0]["task"] = 1, "another task"
     write_records(folder, records)
-    check_disjoint(split(folder), split(folder, "heldout"))
+    check_disjoint(split(folder).episodes, split(folder, "heldout"))
 
 
 def test_the_reference_refuses_one_split_for_both_ends(calibrating: Path):
     change_params(calibrating, heldout__split="calibration")
+    run_stage(calibrating, "export.calibrate")
     with pytest.raises(ObservationError, match="calibration and gates share episodes"):
         run_stage(calibrating, "validate.reference")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from export.artifacts import REFERENCE
 from export.checkpoint.canonical import Description, read_description, read_weights
+from export.component import read_calibration_set
 from export.gates import NOISE_SEED
 from export.model.parameters import FILES
 from export.model.reference import Cache, Reference
@@ -77,7 +78,7 @@ def answer(
 def main() -> None:
     params, description = load_params(), read_description()
     observations, prepare = Observations(params.heldout), preprocessor(params)
-    check_disjoint(Observations(params.calibration), observations)
+    check_disjoint(read_calibration_set().episodes, observations)
     results: dict[str, list[dict[str, Tensor]]] = {"bf16": [], "fp32": []}
     for precision, answers in results.items():
         model = load_reference(description, params, bf16=precision == "bf16")

@@ -7,10 +7,9 @@ import msgspec
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """engine: the backend that loads it. twin: which ONNX twin the engine is made from."""
+    """engine: the kind of engine, and with it the backend that loads it and what builds it."""
 
     engine: str
-    twin: str
 
 
-TARGETS = {"cpu-ort": Target(engine="ort", twin="fp32")}
+TARGETS = {"cpu-ort": Target(engine="ort")}
