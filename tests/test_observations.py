@@ -227,9 +227,9 @@ def test_the_reference_refuses_an_episode_that_calibration_saw(calibrating: Path
     records = read_records(folder)
     used = next(r for r in records if r["split"] == "calibration")
     write_records(folder, [*records, used | {"split": "heldout", "step": used["step"] + 1}])
-    with pytest.raises(
-        ObservationError, match=rf"share episodes \[\('{used['task']}', {used['episode']}\)\]"
-    ):
+    run_stage(calibrating, "export.calibrate")
+    shared = rf"share episodes \[\('{used['task']}', {used['episode']}\)\]"
+    with pytest.raises(ObservationError, match=shared):
         run_stage(calibrating, "validate.reference")
     assert not (calibrating / "artifacts" / "reference").exists()
 
