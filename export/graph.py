@@ -23,6 +23,7 @@ from pi05_runtime.geometry import Port, Signature
 
 OPSET = 22
 """The newest whose RMS norms are still written out; 23 fuses them into an op of mixed types."""
+DTYPES = {"float32": torch.float32, "int32": torch.int32, "activation": torch.bfloat16}
 EXTERNAL_BYTES = 1024
 """Tensors above this size live in the weights file."""
 
@@ -50,9 +51,9 @@ def transpose_linears(module: nn.Module) -> nn.Module:
 
 
 def trace(module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir.Model:
-    """The ONNX model of `module`. sizes: an example value for each symbolic dimension."""
+    """The ONNX model of a bf16 `module`. sizes: an example value for each symbolic dimension."""
     dimensions = {name: torch.export.Dim(name, min=2, max=1 << 16) for name in sizes}
-    example = tuple(_example(port, sizes, _activation_dtype(module)) for port in ports.inputs)
+    example = tuple(_example(port, sizes) for port in ports.inputs)
     dynamic = tuple(
         {axis: dimensions[size] for axis, size in enumerate(port.shape) if isinstance(size, str)}
         for port in ports.inputs
@@ -93,16 +94,9 @@ def main(component: str) -> None:
     print(f"export {component}: {len(list(model.graph))} nodes, opset {OPSET}")
 
 
-def _activation_dtype(module: nn.Module) -> torch.dtype:
-    """bf16 if any weight is, else fp32: the dtype of the ports that carry activations."""
-    dtypes = {p.dtype for p in module.parameters()}
-    return torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
-
-
-def _example(port: Port, sizes: dict[str, int], activation: torch.dtype) -> Tensor:
+def _example(port: Port, sizes: dict[str, int]) -> Tensor:
     shape = [sizes[s] if isinstance(s, str) else s for s in port.shape]
-    dtype = {"float32": torch.float32, "int32": torch.int32, "activation": activation}[port.dtype]
-    return torch.ones(shape, dtype=dtype)
+    return torch.ones(shape, dtype=DTYPES[port.dtype])
 
 
 def _anonymous(model: onnx_ir.Model) -> onnx_ir.Model:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from export.graph import EXTERNAL_BYTES
 from export.recipes import INT4_BLOCK, QuantizedLinear
+from pi05_runtime.errors import EngineError
 
 ALIGNMENT = 4096
 """A page, so that a runtime can map a tensor where it lies."""
@@ -60,12 +61,14 @@ def quantize_graph(
 ) -> onnx.ModelProto:
     """The bf16 graph at `source` with `layers` quantized; all of its weights go to `weights`.
 
-    A layer whose product is not found in the graph is a KeyError: nothing is skipped.
+    Errors: EngineError for a layer whose product is not in the graph: nothing is skipped.
     """
     model = onnx.load(source, load_external_data=False)
     graph = gs.import_onnx(model)
     products = {n.inputs[1].name: n for n in graph.nodes if n.op == "MatMul"}
     for layer, quantized in layers:
+        if f"{layer}.weight" not in products:
+            raise EngineError(f"{source}: no product with the weight of {layer}; run `dvc repro` again")
         _insert(graph, products[f"{layer}.weight"], layer, quantized, weights)
     graph.cleanup().toposort()
     model = gs.export_onnx(graph)
