@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: repro test check recipes fullsize clean
 
 repro: $(INSTALLED)
-	dvc repro || { python -m validate.report; exit 1; }
+	dvc repro --keep-going || { python -m validate.report; exit 1; }
 	python -m validate.report
 	pi05 selftest artifacts/bundle --target cpu-ort
 	pi05 run artifacts/bundle --target cpu-ort

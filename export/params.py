@@ -90,6 +90,15 @@ class ComponentParams(Struct, frozen=True):
             raise ValueError("`keep` names layers to leave in bf16, but the recipe is bf16 already")
 
 
+class ComponentsParams(Struct, frozen=True):
+    vision: ComponentParams
+    prefill: ComponentParams
+    denoise: ComponentParams
+
+    def __getitem__(self, component: str) -> ComponentParams:
+        return getattr(self, component)
+
+
 class GateParams(Struct, frozen=True):
     steps: tuple[int, ...]
     component_cosine: dict[Recipe, float]
@@ -115,15 +124,13 @@ class Params(Struct, frozen=True):
     checkpoint: CheckpointParams
     calibration: ObservationParams
     export: ExportParams
-    components: dict[str, ComponentParams]
+    components: ComponentsParams
     targets: tuple[str, ...]
     heldout: ObservationParams
     gates: GateParams
     bundle: BundleParams
 
     def __post_init__(self) -> None:
-        if set(self.components) != set(COMPONENTS):
-            raise ValueError(f"components must name {list(COMPONENTS)}, found {list(self.components)}")
         if unknown := [t for t in self.targets if t not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
         for name, values in (("targets", self.targets), ("gates.steps", self.gates.steps)):
@@ -139,7 +146,7 @@ class Params(Struct, frozen=True):
     @property
     def coarsest(self) -> Recipe:
         """The coarsest recipe of the three components."""
-        return RECIPES[max(RECIPES.index(c.recipe) for c in self.components.values())]
+        return RECIPES[max(RECIPES.index(self.components[name].recipe) for name in COMPONENTS)]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -14,11 +14,14 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
 from torch import Tensor
 
 from export.graph import EXTERNAL_BYTES
 from export.recipes import INT4_BLOCK, QuantizedLinear
 from pi05_runtime.errors import EngineError
+
+G_LOGGER.severity = G_LOGGER.ERROR  # it warns of every type that numpy lacks
 
 ALIGNMENT = 4096
 """A page, so that a runtime can map a tensor where it lies."""

@@ -62,7 +62,8 @@ def test_the_actions_gate_needs_every_step_count(tmp_path: Path, params: Params)
 
 def test_a_result_of_another_recipe_or_threshold_does_not_count(tmp_path: Path, params: Params):
     other = msgspec.structs.replace(
-        params, components=params.components | {"prefill": ComponentParams("int8")}
+        params,
+        components=msgspec.structs.replace(params.components, prefill=ComponentParams("int8")),
     )
     with chdir(tmp_path):
         write(params, {"keys": GOOD})

@@ -20,11 +20,12 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """engine.json. file: what the backend loads, and the folder that it lies in: the engine's own, or
-    the component's ONNX. onnx: files of the component's ONNX that the target needs, to run or to
-    rebuild. built_with: library -> exact version."""
+    """engine.json. file: what the backend loads, with its sha256. folder: where that lies, in the
+    engine's own or in the component's ONNX. onnx: files of the component's ONNX that the target needs,
+    to run or to rebuild. built_with: library -> exact version."""
 
     file: str
+    sha256: str
     folder: Literal["engine", "onnx"]
     onnx: tuple[str, ...]
     built_with: dict[str, str]

@@ -4,6 +4,7 @@ Proven means: a session opens with the robot's own options, its ports are the co
 and one calibration input gives finite outputs.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -34,4 +35,5 @@ def build(component: str, lock: Lock, out: Path) -> EngineRecord:
         sample = next(component_inputs(component))
         engine.run(component, {name: to_numpy(tensor) for name, tensor in sample.items()})
         bar.update()
-    return EngineRecord(TWIN, "onnx", (TWIN, WEIGHTS), {lock.library: lock.version})
+    sha256 = hashlib.sha256((quantized_folder(component) / TWIN).read_bytes()).hexdigest()
+    return EngineRecord(TWIN, sha256, "onnx", (TWIN, WEIGHTS), {lock.library: lock.version})

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pi05_runtime import golden, load
-from pi05_runtime.errors import ObservationError, Pi05Error
+from pi05_runtime.errors import BundleError, ObservationError, Pi05Error
 from pi05_runtime.manifest import Manifest, encode, read_manifest
 from pi05_runtime.policy import Policy
 from pi05_runtime.verify import verify
@@ -28,7 +28,10 @@ def main() -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Prints the manifest's summary after checking every file that is there."""
+    """Prints the manifest's summary after checking every file that is there.
+
+    Errors: BundleError if no target has all of its files, after the summary that says so.
+    """
     bundle: Path = arguments.bundle
     manifest = read_manifest(bundle)
     present = [name for name in manifest.files if (bundle / name).exists()]
@@ -37,6 +40,13 @@ def inspect(arguments: argparse.Namespace) -> None:
         print(encode(manifest).decode(), end="")
         return
     print("\n".join(_summary(manifest, present)))
+    lacking = {name: set(entry.files) - set(present) for name, entry in manifest.targets.items()}
+    if all(lacking.values()):
+        raise BundleError(
+            "no target has all of its files; "
+            + "; ".join(f"{name} lacks {', '.join(sorted(files))}" for name, files in lacking.items())
+            + "; copy the bundle again"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -127,7 +127,7 @@ def read_manifest(bundle: Path) -> Manifest:
     except OSError as error:
         raise BundleError(
             f"{path}: no manifest found ({error.strerror}), expected one in every bundle; check the path, "
-            "or pull the bundle again"
+            "or copy the bundle again"
         ) from error
     try:
         found = msgspec.json.decode(data, type=_Version).schema
@@ -136,7 +136,7 @@ def read_manifest(bundle: Path) -> Manifest:
             raise BundleError(f"{path}: schema {found} found, this runtime reads {SCHEMA}; {advice}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: {error}; pull the bundle again") from error
+        raise BundleError(f"{path}: {error}; copy the bundle again") from error
     if contradiction := _contradiction(manifest):
         raise BundleError(f"{path}: {contradiction}; export the bundle again")
     return manifest

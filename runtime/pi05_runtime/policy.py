@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, Engine, open_engine
-from pi05_runtime.errors import ObservationError
+from pi05_runtime.errors import BundleError, ObservationError
 from pi05_runtime.geometry import COMPONENTS, signature
 from pi05_runtime.manifest import Manifest, read_manifest
 from pi05_runtime.preprocess import Preprocessor
@@ -106,4 +106,6 @@ class Policy:
         return noise
 
     def _read_schedule(self, steps: int) -> Schedule:
+        if type(steps) is not int:
+            raise BundleError(f"steps: {steps!r} found, one of {list(self.manifest.steps)} expected")
         return read_schedule(self._folder / self.manifest.schedule, steps)

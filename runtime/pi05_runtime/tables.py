@@ -26,7 +26,7 @@ class TokenEmbedding:
         if found != expected:
             raise BundleError(
                 f"{path}: {found} bytes found, {expected} expected (bf16 [{rows}, {width}]); "
-                "pull the bundle again"
+                "copy the bundle again"
             )
         self._table = np.memmap(path, "<u2", "r", shape=(rows, width))
 

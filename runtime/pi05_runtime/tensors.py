@@ -30,5 +30,5 @@ def open_tensors(path: Path) -> Generator[TensorFile, None, None]:
             yield file
     except (OSError, SafetensorError) as error:
         raise BundleError(
-            f"{path}: not readable as safetensors ({error}); restore the file, or pull the bundle again"
+            f"{path}: not readable as safetensors ({error}); restore the file, or copy the bundle again"
         ) from error

@@ -44,12 +44,12 @@ def verify(bundle: Path, manifest: Manifest, files: Iterable[str]) -> None:
             except OSError as error:
                 raise BundleError(
                     f"{bundle / name}: cannot be read ({error.strerror}); check the disk and the file's "
-                    "permissions, then pull the bundle again"
+                    "permissions, then copy the bundle again"
                 ) from error
             if found != (expected := manifest.files[name].sha256):
                 raise BundleError(
                     f"{bundle / name}: sha256 {found} found, {expected} expected: the file was damaged or "
-                    "changed after the bundle was made; pull it again"
+                    "changed after the bundle was made; copy the bundle again"
                 )
             bar.update(manifest.files[name].size)
 
@@ -57,11 +57,11 @@ def verify(bundle: Path, manifest: Manifest, files: Iterable[str]) -> None:
 def _check_size(bundle: Path, manifest: Manifest, name: str) -> None:
     file = bundle / name
     if not file.is_file():
-        raise BundleError(f"{file}: no file found, one expected; pull the bundle again")
+        raise BundleError(f"{file}: no file found, one expected; copy the bundle again")
     if (found := file.resolve()) != bundle.resolve() / name:
         raise BundleError(
             f"{file}: a symbolic link to {found} found, a regular file expected; copy the bundle without "
             "links"
         )
     if (found := file.stat().st_size) != (expected := manifest.files[name].size):
-        raise BundleError(f"{file}: {found} bytes found, {expected} expected; pull the bundle again")
+        raise BundleError(f"{file}: {found} bytes found, {expected} expected; copy the bundle again")

@@ -200,3 +200,10 @@ def test_installed_command_reports_without_a_traceback(bundle: Path) -> None:
     done = subprocess.run([command, "selftest", bundle, "--target", TARGET], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_inspect_of_a_bundle_that_no_target_can_use_names_what_is_missing(pi05: Pi05, bundle: Path) -> None:
+    (bundle / "tokenizer.model").unlink()
+    code, _, error = pi05("inspect", bundle)
+    assert code == 5
+    assert "cpu-ort lacks tokenizer.model" in error

@@ -82,7 +82,7 @@ def test_contradiction_is_refused(bundle: Path, edit: Edit, message: str) -> Non
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{'schema': 1}", b'{"schema": 1, "name": "\xff"}'])
 def test_broken_json(bundle: Path, data: bytes) -> None:
     (bundle / FILE).write_bytes(data)
-    with pytest.raises(BundleError, match=r"manifest\.json: .+; pull the bundle again"):
+    with pytest.raises(BundleError, match=r"manifest\.json: .+; copy the bundle again"):
         read_manifest(bundle)
 
 

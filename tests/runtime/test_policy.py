@@ -77,6 +77,17 @@ def test_schedule_takes_time_from_one_to_zero(bundle: Path, steps: int) -> None:
     assert schedule.steps == len(schedule.modulation) == steps
 
 
+@pytest.mark.parametrize("steps", [3.0, "3", True])
+def test_steps_that_are_no_count(bundle: Path, steps: Any) -> None:
+    with pytest.raises(BundleError, match=r"steps: .* found, one of \[1, 2, .*10\] expected"):
+        load(bundle, TARGET, steps)
+
+
+def test_an_observation_that_is_no_mapping(policy: Policy) -> None:
+    with pytest.raises(ObservationError, match="list found, a mapping"):
+        policy.infer([1])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("steps", [0, -1, 11])
 def test_unknown_steps(policy: Policy, steps: int) -> None:
     before = policy.steps

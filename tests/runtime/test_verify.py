@@ -36,7 +36,7 @@ def test_manifest_names_every_other_file(bundle: Path) -> None:
 def test_file_cut_by_one_byte(bundle: Path) -> None:
     for name, data in files_in_turn(bundle):
         (bundle / name).write_bytes(data[:-1])
-        with pytest.raises(BundleError, match="pull the bundle again") as error:
+        with pytest.raises(BundleError, match="copy the bundle again") as error:
             load(bundle, TARGET)
         assert f"{bundle / name}: {len(data) - 1} bytes found, {len(data)} expected" in str(error.value)
 
@@ -47,7 +47,7 @@ def test_byte_flipped(bundle: Path) -> None:
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         (bundle / name).write_bytes(flipped)
         found, expected = (hashlib.sha256(d).hexdigest() for d in (flipped, data))
-        with pytest.raises(BundleError, match="pull it again") as error:
+        with pytest.raises(BundleError, match="copy the bundle again") as error:
             load(bundle, TARGET)
         assert f"{bundle / name}: sha256 {found} found, {expected} expected" in str(error.value)
 

@@ -77,6 +77,11 @@ class Preprocessor:
         return Inputs(images, ids, prompt, len(images) * vision.tokens + len(ids))
 
     def _check(self, observation: Mapping[str, Any]) -> None:
+        if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ObservationError(
+                f"observation: {type(observation).__name__} found, a mapping with `images`, `state` and "
+                "`prompt` expected"
+            )
         allowed = {"images", "state", "prompt", "noise"}
         required = {"images", "prompt"}
         if self._interface.prompt_format != "plain":
