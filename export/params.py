@@ -12,7 +12,7 @@ import yaml
 
 from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import COMPONENTS
-from pi05_runtime.interface import Convention, NormalizationMode, PromptFormat
+from pi05_runtime.interface import NormalizationMode, PromptFormat
 from pi05_runtime.targets import TARGETS
 
 Recipe = Literal["bf16", "int8", "fp8", "int4"]
@@ -41,7 +41,10 @@ class InterfaceParams(Struct, frozen=True):
     horizon: Positive | None = None
     max_prompt_tokens: Positive | None = None
     normalization: NormalizationMode | None = None
-    convention: Convention | None = None
+
+    def __post_init__(self) -> None:
+        if self.cameras and len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"cameras names one twice: {list(self.cameras)}")
 
 
 class PinnedFile(Struct, frozen=True):

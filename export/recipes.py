@@ -85,7 +85,7 @@ def calibrate(
 def encode(linear: Any, name: str, recipe: Recipe) -> QuantizedLinear:
     """Codes and scales of a layer that ModelOpt calibrated (its QuantLinear).
 
-    Errors: EngineError for a range that is not finite.
+    Errors: EngineError for a range that is not finite, or an input that was always zero.
     """
     form = FORMATS[recipe]
     weight = linear.weight.detach().float()
@@ -100,12 +100,12 @@ def encode(linear: Any, name: str, recipe: Recipe) -> QuantizedLinear:
         codes = weight / scale.float().unsqueeze(-1)
     input_scale = None
     if form.activation is not None:
+        input_scale = _scale(linear.input_quantizer, form, f"{name} activations").reshape(())
         if not (linear.input_quantizer.amax > 0).all():
             raise EngineError(
                 f"{name}: its input is zero in every calibration observation, so nothing is known of its "
                 "range; calibrate on real observations"
             )
-        input_scale = _scale(linear.input_quantizer, form, f"{name} activations").reshape(())
     return QuantizedLinear(
         form.data_type, (inputs, out), _bytes(codes.t().contiguous(), recipe), scale, input_scale
     )

@@ -43,6 +43,11 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown recipe": ({"components__prefill__recipe": "int2"}, ("$.components.prefill.recipe", "int2")),
     "unknown component": ({"components__decoder": {"recipe": "bf16"}}, ("$.components", "decoder")),
     "one component": ({"components": {"vision": {"recipe": "bf16"}}}, ("$.components", "prefill")),
+    "a convention, which the layout fixes": (
+        {"checkpoint__interface__convention": "lerobot"},
+        ("$.checkpoint.interface", "convention"),
+    ),
+    "a camera twice": ({"checkpoint__interface__cameras": ["a", "a"]}, ("$.checkpoint.interface", "twice")),
     "unknown target": ({"targets": ["cpu-ort", "abacus"]}, ("unknown targets ['abacus']", "cpu-ort")),
     "no target": ({"targets": []}, ("targets is empty",)),
     "keep with bf16": ({"components__vision__keep": ["*"]}, ("$.components", "`keep`", "bf16")),

@@ -19,7 +19,7 @@ from export.quantize import choose_layers
 from export.recipes import FORMATS, INT4_BLOCK, QuantizedLinear, calibrate, encode
 from export.table import read_table
 from pi05_runtime.engines.ort import open_session
-from pi05_runtime.errors import ParamsError
+from pi05_runtime.errors import EngineError, ParamsError
 from pi05_runtime.geometry import COMPONENTS
 from tests.pipeline import change_params, run_stage
 
@@ -194,7 +194,7 @@ def test_int4_names_a_layer_that_its_blocks_do_not_divide():
 def test_a_range_that_is_not_finite_is_refused():
     module = nn.Sequential(nn.Linear(128, 8, bias=False).bfloat16())
     broken = torch.full((1, 128), float("nan"), dtype=torch.bfloat16)
-    with pytest.raises(Exception, match=r"(?i)nan|range"):
+    with pytest.raises(Exception, match=r"(?i)nan|found the range"):
         encode(calibrate(module, ["0"], "fp8", lambda: iter([{"input": broken}]))[0], "0", "fp8")
 
 
@@ -204,3 +204,11 @@ def test_polygraphy_finds_nothing_wrong_with_the_cpu_twin(workspace: Path, compo
     done = subprocess.run(["polygraphy", "check", "lint", str(model)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "PASSED" in done.stdout
+
+
+def test_an_input_that_was_always_zero_is_refused():
+    module = nn.Sequential(nn.Linear(128, 8, bias=False).bfloat16())
+    silent = torch.zeros((1, 128), dtype=torch.bfloat16)
+    calibrated = calibrate(module, ["0"], "fp8", lambda: iter([{"input": silent}]))
+    with pytest.raises(EngineError, match="zero in every calibration observation"):
+        encode(calibrated.get_submodule("0"), "0", "fp8")

@@ -58,9 +58,12 @@ def resolve_interface(source: Source, given: InterfaceParams) -> Interface:
             f"the checkpoint does not say {', '.join(missing)}: set them in params.yaml under "
             "checkpoint.interface; they are part of how the policy was trained"
         )
-    convention = values.pop("convention")
     interface = msgspec.convert(
-        values | {"image_convention": convention, "normalization": source.normalization},
+        values
+        | {
+            "image_convention": source.normalization.convention,
+            "normalization": source.normalization,
+        },
         Interface,
         from_attributes=True,
     )

@@ -78,7 +78,6 @@ def open_lerobot(params: CheckpointParams) -> Source:
         action_dims=action.shape[0],
         horizon=config.chunk_size,
         max_prompt_tokens=config.tokenizer_max_length,
-        convention="lerobot",
     )
     normalization = Normalization(
         state_mode=_mode(config, "STATE", directory),

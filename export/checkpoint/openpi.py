@@ -102,6 +102,6 @@ def _source(
     geometry = geometry_of(config, directory)
     check_action_width("action_dim", config.get("action_dim", geometry.action_width), geometry, directory)
     horizon = config.get("action_horizon")
-    stated = InterfaceParams(horizon=horizon if isinstance(horizon, int) else None, convention="openpi")
+    stated = InterfaceParams(horizon=horizon if isinstance(horizon, int) else None)
     normalization = read_norm_stats(find_norm_stats(directory, params.norm_stats), params.interface)
     return Source(tensors, geometry, stated, normalization)

@@ -298,7 +298,6 @@ def test_a_tokenizer_with_more_pieces_than_rows_is_refused(
 
 DISAGREEMENTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "horizon": (50, ("horizon: the checkpoint says 10, params.yaml says 50",)),
-    "convention": ("lerobot", ("convention: the checkpoint says openpi, params.yaml says lerobot",)),
     "state_dims": (5, ("statistics of the state", "found q01 with 4 numbers", "at least 5")),
     "action_dims": (33, ("action_dims: 33 found, at most the 32",)),
 }
