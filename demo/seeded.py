@@ -20,8 +20,9 @@ from torch import Tensor
 
 from export.checkpoint.openpi import EMBEDDING_ALIAS, PREFIXES, UNUSED
 from export.model.parameters import canonical_shapes
-from export.stage import progress, staged
+from export.stage import progress
 from pi05_runtime.geometry import Geometry, Stack, Vision
+from pi05_runtime.staging import staged
 
 DEMO = Geometry(
     vision=Vision(image_size=112, patch=14, width=128, depth=3, heads=4, mlp=256),

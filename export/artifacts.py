@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from export.stage import write_file
 from pi05_runtime.errors import Pi05Error
+from pi05_runtime.staging import write_file
 
 ARTIFACTS = Path("artifacts")
 CHECKPOINT, TABLES, CALIBRATION = (ARTIFACTS / name for name in ("checkpoint", "tables", "calibration"))
@@ -33,8 +33,8 @@ def graph_folder(component: str) -> Path:
     return ARTIFACTS / "graph" / component
 
 
-def quantized_folder(component: str) -> Path:
-    return ARTIFACTS / "quantized" / component
+def quantized_folder(component: str, recipe: str) -> Path:
+    return ARTIFACTS / "quantized" / component / recipe
 
 
 def engine_folder(target: str, component: str) -> Path:

@@ -5,7 +5,6 @@ machine name: the same inputs give the same hashes anywhere. A gate that failed 
 the stage before a byte is written.
 """
 
-import hashlib
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -30,16 +29,18 @@ from export.artifacts import (
 )
 from export.checkpoint.canonical import read_description
 from export.component import read_calibration_set
-from export.engine import RECORD, read_record
-from export.gates import GATES, NOISE_SEED, require_passed
-from export.observations import Observations, seeded_noise
-from export.params import Params, load_params
-from export.stage import progress, run_stage, staged
+from export.engine import read_record
+from export.gates import GATES, require_layers, require_passed
+from export.observations import NOISE_SEED, Observations, seeded_noise
+from export.params import Params, coarsest, load_params
+from export.stage import progress, run_stage
 from export.table import read_table
 from pi05_runtime import manifest as contract
 from pi05_runtime.errors import GateError
-from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.geometry import COMPONENTS, PREFIX
 from pi05_runtime.golden import ACTIONS, IMAGE
+from pi05_runtime.staging import staged
+from pi05_runtime.verify import hash_file
 
 GOLDEN, JSON_SCHEMA = "golden.safetensors", "manifest.schema.json"
 TOOLCHAIN = ("torch", "nvidia-modelopt", "onnx", "onnxscript", "onnx-graphsurgeon")
@@ -48,27 +49,29 @@ TOOLCHAIN = ("torch", "nvidia-modelopt", "onnx", "onnxscript", "onnx-graphsurgeo
 
 def gate_results(params: Params) -> dict[str, dict[str, contract.Gate]]:
     """target -> gate -> result. Errors: GateError unless every gate of every target passed."""
-    return {
-        target: {
-            gate: contract.Gate((result := require_passed(params, target, gate)).cosine, result.threshold)
-            for gate in GATES
-        }
-        for target in params.targets
-    }
+    results: dict[str, dict[str, contract.Gate]] = {}
+    for target in params.targets:
+        for network in _networks(params, target):
+            require_layers(target, network)
+        passed = {gate: require_passed(params, target, gate) for gate in GATES}
+        results[target] = {g: contract.Gate(r.cosine, r.threshold, r.judged) for g, r in passed.items()}
+    return results
 
 
-def component_recipes(params: Params) -> dict[str, contract.Component]:
+def variants(params: Params) -> dict[str, tuple[contract.Variant, ...]]:
     """What each component was quantized to. Errors: GateError if params.yaml says otherwise by now."""
-    components: dict[str, contract.Component] = {}
+    found: dict[str, tuple[contract.Variant, ...]] = {}
     for name in COMPONENTS:
-        table, wanted = read_table(name), params.components[name]
-        if (table.recipe, table.keep) != (wanted.recipe, wanted.keep):
-            raise GateError(
-                f"{name} was quantized as {table.recipe} keeping {list(table.keep)}, params.yaml says "
-                f"{wanted.recipe} keeping {list(wanted.keep)}: run `dvc repro`"
-            )
-        components[name] = contract.Component(table.recipe, table.keep, table.quantized)
-    return components
+        wanted = params.components[name]
+        tables = [read_table(name, recipe) for recipe in wanted.recipes]
+        for table in tables:
+            if table.recipe != "bf16" and table.keep != wanted.keep:
+                raise GateError(
+                    f"{name} was quantized as {table.recipe} keeping {list(table.keep)}, params.yaml says "
+                    f"{list(wanted.keep)}: run `dvc repro`"
+                )
+        found[name] = tuple(contract.Variant(t.recipe, t.keep, t.quantized) for t in tables)
+    return found
 
 
 def write_golden(path: Path, params: Params) -> contract.Golden:
@@ -81,8 +84,9 @@ def write_golden(path: Path, params: Params) -> contract.Golden:
     tensors |= {"state": torch.tensor(sample["state"]), "noise": torch.tensor(noise)}
     tensors |= {f"{ACTIONS}{n}": answers[f"actions.{n}.0"] for n in params.gates.steps}
     save_file(tensors, path)
+    recipes = [params.components[name].recipe for name in COMPONENTS]
     return contract.Golden(
-        GOLDEN, sample["prompt"], params.gates.steps, params.gates.action_cosine[params.coarsest]
+        GOLDEN, sample["prompt"], params.gates.steps, params.gates.action_cosine[coarsest(recipes)]
     )
 
 
@@ -91,23 +95,26 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
     for file, folder in ((TOKENIZER, CHECKPOINT), (EMBEDDING, TABLES), (SCHEDULE, TABLES)):
         shutil.copyfile(folder / file, out / file)
     for component in progress(COMPONENTS, desc="bundle files", unit="component"):
-        for file in (*(f"{twin}.onnx" for twin in TWINS), WEIGHTS, TABLE):
-            _copy(quantized_folder(component) / file, out / "onnx" / component / file)
+        for recipe in params.components[component].recipes:
+            for file in (*(f"{twin}.onnx" for twin in TWINS), WEIGHTS, TABLE):
+                place = out / contract.onnx_folder(component, recipe) / file
+                _copy(quantized_folder(component, recipe) / file, place)
     targets: dict[str, contract.TargetFiles] = {}
     for target in params.targets:
-        engines: dict[str, str] = {}
+        engines: dict[str, contract.Engine] = {}
         files = [TOKENIZER, EMBEDDING, SCHEDULE, GOLDEN]
-        built_with: dict[str, str] = {}
-        for component in COMPONENTS:
-            record, own = read_record(target, component), f"engines/{target}/{component}"
-            source = engine_folder(target, component)
-            for path in sorted(p for p in source.iterdir() if p.name != RECORD):
-                _copy(path, out / own / path.name)
-                files.append(f"{own}/{path.name}")
-            files += [f"onnx/{component}/{file}" for file in record.onnx]
-            engines[component] = f"{own if record.folder == 'engine' else f'onnx/{component}'}/{record.file}"
-            built_with |= record.built_with
-        targets[target] = contract.TargetFiles(engines, tuple(files), built_with)
+        for network in _networks(params, target):
+            record = read_record(target, network)
+            if record.folder == "engine":
+                file = f"engines/{target}/{network}/{record.file}"
+                _copy(engine_folder(target, network) / record.file, out / file)
+                files.append(file)
+            else:
+                folder = contract.onnx_folder(network, record.recipes[network])
+                file = f"{folder}/{record.file}"
+                files += [f"{folder}/{name}" for name in record.onnx]
+            engines[network] = contract.Engine(file, record.recipes, record.attempts, record.layers)
+        targets[target] = contract.TargetFiles(engines, tuple(files), read_record(target, COMPONENTS[0]).lock)
     return targets
 
 
@@ -117,15 +124,13 @@ def hash_files(folder: Path) -> dict[str, contract.File]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in progress(paths, desc="bundle hashes", unit="file"):
         path.chmod(0o644)  # safetensors writes for its owner alone
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = contract.File(path.stat().st_size, digest)
+        files[path.relative_to(folder).as_posix()] = hash_file(path)
     return files
 
 
 def main() -> None:
     params, description = load_params(), read_description()
-    gates, components = gate_results(params), component_recipes(params)
+    gates, components = gate_results(params), variants(params)
     calibration = read_calibration_set()
     with staged(BUNDLE) as out:
         targets = place_files(out, params)
@@ -157,6 +162,11 @@ def main() -> None:
         (out / contract.FILE).write_bytes(contract.encode(manifest))
     size = sum(file.size for file in manifest.files.values())
     print(f"bundle: {BUNDLE}, {len(manifest.files)} files, {size / 1e6:.1f} MB, targets {list(targets)}")
+
+
+def _networks(params: Params, target: str) -> tuple[str, ...]:
+    """The engines of a target."""
+    return (*COMPONENTS, PREFIX) if target in params.build.whole_prefix else COMPONENTS
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -13,8 +13,9 @@ from export.artifacts import CALIBRATION, SCHEDULE, TABLES, write_json
 from export.component import CalibrationSet, build_component
 from export.observations import Observations, preprocessor, seeded_noise
 from export.params import load_params
-from export.stage import progress, run_stage, staged
+from export.stage import progress, run_stage
 from pi05_runtime.errors import EngineError
+from pi05_runtime.staging import staged
 from pi05_runtime.tables import read_schedule
 
 DTYPE = torch.bfloat16

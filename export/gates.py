@@ -4,21 +4,24 @@ The gates themselves are in validate/, which imports this package and not the ot
 both sides share is here.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from export.artifacts import ArtifactError, read_json
-from export.params import Params
+from export.engine import read_record
+from export.params import Params, coarsest
+from export.table import read_table
 from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.manifest import Judged
 
 METRICS = Path("metrics")
 ACTIONS = "actions"
 GATES = (*COMPONENTS, ACTIONS)
-NOISE_SEED = 10_000
-"""Seed of the first held-out observation's flow noise; calibration counts from 0."""
+UNQUANTIZED = {"bf16", "fp32"}
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,10 +35,12 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """metrics/<target>/<gate>.json. measured: output or step count -> measurement."""
+    """metrics/<target>/<gate>.json. judged: see the manifest. measured: output or step count
+    -> measurement."""
 
     recipe: str
     threshold: float
+    judged: Judged
     observations: int
     measured: dict[str, Measured]
 
@@ -50,12 +55,21 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.cosine >= self.threshold
 
 
-def expectation(params: Params, gate: str) -> tuple[str, float]:
-    """(recipe, threshold) that params.yaml holds a gate to."""
+def expectation(params: Params, target: str, gate: str) -> tuple[str, float]:
+    """(recipe, threshold) that a gate is held to: those of the engines as they were built.
+
+    Errors: ArtifactError without engines.
+    """
     if gate == ACTIONS:
-        return params.coarsest, params.gates.action_cosine[params.coarsest]
-    recipe = params.components[gate].recipe
+        recipe = coarsest([built_recipe(target, component) for component in COMPONENTS])
+        return recipe, params.gates.action_cosine[recipe]
+    recipe = coarsest([built_recipe(target, gate)])
     return recipe, params.gates.component_cosine[recipe]
+
+
+def built_recipe(target: str, component: str) -> str:
+    """The recipe that a component's engine ended up with. Errors: ArtifactError."""
+    return read_record(target, component).recipes[component]
 
 
 def read_result(target: str, gate: str) -> Result:
@@ -73,7 +87,7 @@ def require_passed(params: Params, target: str, gate: str) -> Result:
     result = read_result(target, gate)
     where = f"{METRICS / target / gate}.json"
     held = (result.recipe, result.threshold)
-    if held != (expected := expectation(params, gate)):
+    if held != (expected := expectation(params, target, gate)):
         raise GateError(f"{where}: held to {held}, params.yaml says {expected}: run `dvc repro`")
     steps = {f"actions.{n}" for n in params.gates.steps}
     if gate == ACTIONS and result.measured.keys() != steps:
@@ -81,3 +95,19 @@ def require_passed(params: Params, target: str, gate: str) -> Result:
     if not result.passed:
         raise GateError(f"{where}: cosine {result.cosine:.6f}, at least {result.threshold} expected")
     return result
+
+
+def require_layers(target: str, network: str) -> None:
+    """Errors: GateError unless the engine runs as many linear layers in each quantized precision as its
+    components' tables plan. An engine that is the ONNX itself has nothing else to run."""
+    record = read_record(target, network)
+    if record.folder == "onnx":
+        return
+    tables = [read_table(component, recipe) for component, recipe in record.recipes.items()]
+    planned = Counter(row.precision for table in tables for row in table.layers)
+    for precision in planned.keys() - UNQUANTIZED:
+        if (found := record.layers.get(precision, 0)) != planned[precision]:
+            raise GateError(
+                f"{target} {network}: {found} layers run in {precision}, {planned[precision]} expected: "
+                "build the engine again"
+            )

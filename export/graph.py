@@ -2,7 +2,9 @@
 
 One trace serves every recipe and every engine: quantization edits this graph (quantize.py), and the
 CPU's twin is the same graph read in fp32 (twins.py). So the trace keeps what later stages rely on: a
-matrix product has its weight as second input, stored [in, out] under the name of its layer.
+matrix product has its weight as second input, stored [in, out] under the name of its layer. All names but
+the ports' begin with the component's: an engine may be built from two components, whose names must not
+meet, and an engine's own report names these nodes.
 """
 
 import logging
@@ -17,9 +19,10 @@ from export.artifacts import MODEL, WEIGHTS, graph_folder
 from export.checkpoint.canonical import read_description
 from export.component import build_component, component_signature
 from export.params import load_params
-from export.stage import progress, run_stage, staged
+from export.stage import progress, run_stage
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Port, Signature
+from pi05_runtime.staging import staged
 
 OPSET = 22
 """The newest whose RMS norms are still written out; 23 fuses them into an op of mixed types."""
@@ -50,7 +53,7 @@ def transpose_linears(module: nn.Module) -> nn.Module:
     return module
 
 
-def trace(module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir.Model:
+def trace(component: str, module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir.Model:
     """The ONNX model of a bf16 `module`. sizes: an example value for each symbolic dimension."""
     dimensions = {name: torch.export.Dim(name, min=2, max=1 << 16) for name in sizes}
     example = tuple(_example(port, sizes) for port in ports.inputs)
@@ -73,7 +76,7 @@ def trace(module: nn.Module, ports: Signature, sizes: dict[str, int]) -> onnx_ir
         )
     if program is None:
         raise EngineError("torch.onnx.export gave no program; run with TORCH_LOGS=onnx to see why")
-    return _anonymous(program.model)
+    return _rename(program.model, component)
 
 
 def main(component: str) -> None:
@@ -84,7 +87,7 @@ def main(component: str) -> None:
     with progress(total=4, desc=f"export {component}", unit="step") as bar:
         module = build_component(component, params)
         bar.update()
-        model = trace(module, component_signature(component), sizes)
+        model = trace(component, module, component_signature(component), sizes)
         bar.update()
         with staged(graph_folder(component)) as out:
             onnx_ir.save(model, out / MODEL, external_data=WEIGHTS, size_threshold_bytes=EXTERNAL_BYTES)
@@ -99,14 +102,24 @@ def _example(port: Port, sizes: dict[str, int]) -> Tensor:
     return torch.ones(shape, dtype=DTYPES[port.dtype])
 
 
-def _anonymous(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Drops stack traces and paths, so that the same weights give the same bytes on any machine."""
+def _rename(model: onnx_ir.Model, component: str) -> onnx_ir.Model:
+    """Puts `component.` before every name but the ports', and calls the product of a layer
+    `<component>.<layer>.MatMul`. Drops stack traces and paths, so that the same weights give the same bytes
+    on any machine."""
+    graph = model.graph
+    layers = {id(value): name.removesuffix(".weight") for name, value in graph.initializers.items()}
+    for value in list(graph.initializers.values()):
+        value.name = f"{component}.{value.name}"
     model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for i, node in enumerate(model.graph):
+    graph.metadata_props.clear()
+    for i, node in enumerate(graph):
         node.metadata_props.clear()
         node.doc_string = None
-        node.name = f"{node.op_type}_{i}"
+        layer = layers.get(id(node.inputs[1])) if node.op_type == "MatMul" else None
+        node.name = f"{component}.{node.op_type}_{i}" if layer is None else f"{component}.{layer}.MatMul"
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"{component}.{value.name}"
     return model
 
 

@@ -21,6 +21,8 @@ from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.tables import TokenEmbedding
 
 Episodes = tuple[tuple[str, int], ...]
+NOISE_SEED = 10_000
+"""Seed of the first held-out observation's flow noise; calibration counts from 0."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@ The file itself is the documentation of every field. Fields that a checkpoint ma
 optional: where both speak, they must agree (export/checkpoint).
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +16,8 @@ from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.interface import NormalizationMode, PromptFormat
 from pi05_runtime.targets import TARGETS
 
-Recipe = Literal["bf16", "int8", "fp8", "int4"]
-RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "int4")
+Recipe = Literal["bf16", "int8", "fp8", "nvfp4", "int4"]
+RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "nvfp4", "int4")
 """From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -72,6 +73,7 @@ class ExportParams(Struct, frozen=True):
     steps: tuple[int, ...]
     default_steps: int
     rope_frequencies: Literal["float32", "bfloat16"]
+    attention: Literal["decomposed", "native"]
 
     def __post_init__(self) -> None:
         if not self.prompt_buckets or list(self.prompt_buckets) != sorted(set(self.prompt_buckets)):
@@ -87,10 +89,18 @@ class ExportParams(Struct, frozen=True):
 class ComponentParams(Struct, frozen=True):
     recipe: Recipe
     keep: tuple[str, ...] = ()
+    fallback: Recipe | None = None
 
     def __post_init__(self) -> None:
         if self.recipe == "bf16" and self.keep:
             raise ValueError("`keep` names layers to leave in bf16, but the recipe is bf16 already")
+        if self.fallback and RECIPES.index(self.fallback) >= RECIPES.index(self.recipe):
+            raise ValueError(f"fallback {self.fallback} must be finer than recipe {self.recipe}: {RECIPES}")
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """What the component is quantized to, the wanted recipe first."""
+        return (self.recipe,) if self.fallback is None else (self.recipe, self.fallback)
 
 
 class ComponentsParams(Struct, frozen=True):
@@ -100,6 +110,15 @@ class ComponentsParams(Struct, frozen=True):
 
     def __getitem__(self, component: str) -> ComponentParams:
         return getattr(self, component)
+
+
+class BuildParams(Struct, frozen=True):
+    """How TensorRT builds; other engines have nothing to build."""
+
+    minutes: Annotated[float, msgspec.Meta(gt=0)]
+    workspace_gib: Annotated[float, msgspec.Meta(gt=0)]
+    whole_prefix: tuple[str, ...]
+    torch_tensorrt: tuple[Literal["vision"], ...]
 
 
 class GateParams(Struct, frozen=True):
@@ -129,6 +148,7 @@ class Params(Struct, frozen=True):
     export: ExportParams
     components: ComponentsParams
     targets: tuple[str, ...]
+    build: BuildParams
     heldout: ObservationParams
     gates: GateParams
     bundle: BundleParams
@@ -136,6 +156,14 @@ class Params(Struct, frozen=True):
     def __post_init__(self) -> None:
         if unknown := [t for t in self.targets if t not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
+        possible = [t for t in self.targets if TARGETS[t].engine != "ort"]
+        if idle := set(self.build.whole_prefix) - set(possible):
+            raise ValueError(
+                f"build.whole_prefix: {sorted(idle)} are not among the TensorRT targets {possible}"
+            )
+        for target in self.targets:
+            for component in COMPONENTS:
+                self.recipes(target, component)
         for name, values in (("targets", self.targets), ("gates.steps", self.gates.steps)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {list(values)}")
@@ -146,10 +174,20 @@ class Params(Struct, frozen=True):
         if extra := set(self.gates.steps) - set(self.export.steps):
             raise ValueError(f"gates.steps {sorted(extra)} are not among export.steps")
 
-    @property
-    def coarsest(self) -> Recipe:
-        """The coarsest recipe of the three components."""
-        return RECIPES[max(RECIPES.index(self.components[name].recipe) for name in COMPONENTS)]
+    def recipes(self, target: str, component: str) -> tuple[Recipe, ...]:
+        """The recipes of a component that the target's chip has, the wanted one first."""
+        wanted, has = self.components[component].recipes, TARGETS[target].recipes
+        if not (possible := tuple(r for r in wanted if r in has)):
+            raise ValueError(
+                f"components.{component}: {target} has no {' or '.join(wanted)}, only {sorted(has)}; name "
+                "one of these as `fallback`, or leave the target out"
+            )
+        return possible
+
+
+def coarsest(recipes: Collection[str]) -> Recipe:
+    """The coarsest of `recipes`: what a whole loop is held to."""
+    return max((r for r in RECIPES if r in recipes), key=RECIPES.index)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -7,11 +7,8 @@ the same stages run in place, under DVC, in a test's temporary folder and at ful
 import errno
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -19,34 +16,6 @@ from pi05_runtime.errors import Pi05Error
 
 progress = partial(tqdm, disable=None)
 """A progress bar that a log file does not have to hold: shown on a terminal only."""
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`, renamed to `path` when the body succeeds.
-
-    When the body fails or the process is told to end, the temporary folder goes and `path` stays as it
-    was. The old folder is renamed away before the new one takes its name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes `data` under a temporary name and renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(data)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_stage(main: Callable[..., None]) -> None:

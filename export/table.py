@@ -1,50 +1,9 @@
-"""What became of every linear layer: the table that no wildcard can hide from."""
-
-from typing import Literal
-
-import msgspec
+"""Reads the table of a component's layers, without what made it: the bundle needs no torch for that."""
 
 from export.artifacts import TABLE, quantized_folder, read_json
+from pi05_runtime.table import Table
 
 
-class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A linear layer: its weight [out, in], what it is held in, and why. input_scale: None unless its
-    activations are quantized too."""
-
-    name: str
-    shape: tuple[int, int]
-    precision: str
-    reason: Literal["recipe", "keep", "fp32 in openpi"]
-    input_scale: float | None = None
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """table.json. quantized: the share of linear weights that are held in the recipe's format.
-    calibration_sha256: None where nothing is quantized."""
-
-    component: str
-    recipe: str
-    keep: tuple[str, ...]
-    calibration_sha256: str | None
-    quantized: float
-    layers: tuple[Layer, ...]
-
-    def markdown(self) -> str:
-        """The table as people read it."""
-        lines = [
-            f"# {self.component}: {self.recipe}, {self.quantized:.1%} of linear weights quantized",
-            "",
-            "| layer | out | in | precision | why | activation scale |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in self.layers:
-            scale = "" if row.input_scale is None else f"{row.input_scale:.3g}"
-            lines.append(
-                f"| {row.name} | {row.shape[0]} | {row.shape[1]} | {row.precision} | {row.reason} | {scale} |"
-            )
-        return "\n".join(lines) + "\n"
-
-
-def read_table(component: str) -> Table:
-    """Errors: ArtifactError."""
-    return read_json(quantized_folder(component) / TABLE, Table)
+def read_table(component: str, recipe: str) -> Table:
+    """What became of every linear of a component under a recipe. Errors: ArtifactError."""
+    return read_json(quantized_folder(component, recipe) / TABLE, Table)

@@ -11,7 +11,8 @@ from export.artifacts import EMBEDDING, SCHEDULE, TABLES
 from export.checkpoint.canonical import read_description, read_weights
 from export.model.schedule import modulation_table, times
 from export.params import load_params
-from export.stage import progress, run_stage, staged
+from export.stage import progress, run_stage
+from pi05_runtime.staging import staged
 
 ROWS = 16384
 """Rows converted at a time, so that a 1 GB table needs no second gigabyte."""

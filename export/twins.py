@@ -1,11 +1,11 @@
-"""ONNX surgery: quantized layers into a traced graph, its fp32 twin, and the weights both share.
+"""ONNX surgery: quantized layers into a traced graph, its two twins, and the weights both share.
 
-The bf16 graph is what TensorRT parses. ONNX Runtime has no bf16 arithmetic on CPUs, so its twin is
+The bf16 twin is what TensorRT parses. ONNX Runtime has no bf16 arithmetic on CPUs, so its twin is
 the same graph with every bf16 read as fp32. Both point into one weights file: the codes and scales
 that are judged on a CPU are the very bytes that a Thor's engine is built from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 from torch import Tensor
 
+from export import nvfp4
 from export.graph import EXTERNAL_BYTES
 from export.recipes import INT4_BLOCK, QuantizedLinear
 from pi05_runtime.errors import EngineError
@@ -62,17 +63,21 @@ class WeightsFile:
 def quantize_graph(
     source: Path, layers: Iterable[tuple[str, QuantizedLinear]], weights: WeightsFile
 ) -> onnx.ModelProto:
-    """The bf16 graph at `source` with `layers` quantized; all of its weights go to `weights`.
+    """The bf16 graph at `source` with `layers`, by the names of their products, quantized; all of its
+    weights go to `weights`. It is still neutral: nvfp4's operators stand for what each twin writes out.
 
     Errors: EngineError for a layer whose product is not in the graph: nothing is skipped.
     """
     model = onnx.load(source, load_external_data=False)
     graph = gs.import_onnx(model)
-    products = {n.inputs[1].name: n for n in graph.nodes if n.op == "MatMul"}
+    products = {n.name: n for n in graph.nodes if n.op == "MatMul"}
     for layer, quantized in layers:
-        if f"{layer}.weight" not in products:
-            raise EngineError(f"{source}: no product with the weight of {layer}; run `dvc repro` again")
-        _insert(graph, products[f"{layer}.weight"], layer, quantized, weights)
+        product = products.get(f"{layer}.MatMul")
+        if product is None:
+            raise EngineError(
+                f"{source}: {layer}.MatMul, the product of a layer, is missing; run `dvc repro` again"
+            )
+        _insert(graph, product, layer, quantized, weights)
     graph.cleanup().toposort()
     model = gs.export_onnx(graph)
     for tensor in model.graph.initializer:
@@ -119,33 +124,51 @@ def fp32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [*casts, *twin.graph.node]
     del twin.graph.node[:]
     twin.graph.node.extend(nodes)
+    nvfp4.define_for_cpu(twin)
     return twin
 
 
 def _insert(
     graph: gs.Graph, product: gs.Node, layer: str, quantized: QuantizedLinear, weights: WeightsFile
 ) -> None:
-    """Puts Q and DQ before the product's input and DQ before its weight, whose codes go to `weights`."""
+    """Rounds the product's input and restores its weight from codes, which go to `weights`."""
 
-    def add(op: str, name: str, inputs: list[gs.Tensor], **attributes: object) -> gs.Variable:
+    def add(
+        op: str, name: str, inputs: list[gs.Tensor], attributes: Mapping[str, int], domain: str = ""
+    ) -> gs.Variable:
         output = gs.Variable(f"{layer}.{name}")
-        graph.nodes.append(gs.Node(op, f"{layer}.{name}.{op}", attributes, inputs, [output]))  # type: ignore[attr-defined]
+        node = gs.Node(op, f"{layer}.{name}.{op}", dict(attributes), inputs, [output], domain)
+        graph.nodes.append(node)  # type: ignore[attr-defined]
         return output
 
-    if quantized.input_scale is not None:
-        scale = _constant(f"{layer}.input_scale", quantized.input_scale)
+    def stored(name: str, data_type: int, dims: tuple[int, ...], data: bytes) -> gs.Constant:
+        tensor = weights.add(f"{layer}.{name}", data_type, dims, data)
+        return gs.Constant(tensor.name, LazyValues(tensor))
+
+    x = product.inputs[0]
+    inputs, out = quantized.shape
+    codes = stored("codes", quantized.data_type, quantized.shape, quantized.codes)
+    scale = _constant(f"{layer}.weight_scale", quantized.weight_scale)
+    if quantized.block_scales is not None:
+        dims = (inputs // nvfp4.BLOCK, out)
+        blocks = stored("block_scales", TensorProto.FLOAT8E4M3FN, dims, quantized.block_scales)
+        product.inputs[1] = add(nvfp4.RESTORE, "weight", [codes, blocks, scale], {}, nvfp4.DOMAIN)
+    else:
+        granularity: dict[str, int] = [{}, {"axis": 1}, {"axis": 0, "block_size": INT4_BLOCK}][
+            quantized.weight_scale.ndim
+        ]
+        product.inputs[1] = add("DequantizeLinear", "weight", [codes, scale], granularity)
+    if quantized.input_scale is None:
+        return
+    scale = _constant(f"{layer}.input_scale", quantized.input_scale)
+    if quantized.block_scales is not None:
+        product.inputs[0] = add(nvfp4.ROUND, "input_restored", [x, scale], {}, nvfp4.DOMAIN)
+    else:
         zero = TensorProto(name=f"{layer}.input_zero", data_type=quantized.data_type, raw_data=b"\0")
         zero = gs.Constant(zero.name, LazyValues(zero))
         saturate = {"saturate": 1} if quantized.data_type == TensorProto.FLOAT8E4M3FN else {}
-        codes = add("QuantizeLinear", "input_codes", [product.inputs[0], scale, zero], **saturate)
-        product.inputs[0] = add("DequantizeLinear", "input_restored", [codes, scale, zero])
-    data = weights.add(f"{layer}.codes", quantized.data_type, quantized.shape, quantized.codes)
-    codes = gs.Constant(data.name, LazyValues(data))
-    scale = _constant(f"{layer}.weight_scale", quantized.weight_scale)
-    granularity: dict[str, int] = [{}, {"axis": 1}, {"axis": 0, "block_size": INT4_BLOCK}][
-        quantized.weight_scale.ndim
-    ]
-    product.inputs[1] = add("DequantizeLinear", "weight", [codes, scale], **granularity)
+        x = add("QuantizeLinear", "input_codes", [x, scale, zero], saturate)
+        product.inputs[0] = add("DequantizeLinear", "input_restored", [x, scale, zero], {})
 
 
 def _constant(name: str, values: Tensor) -> gs.Constant:

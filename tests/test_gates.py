@@ -8,9 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from export.gates import METRICS, Measured, Result, expectation, require_passed
-from export.params import ComponentParams, Params, load_params
+from export.artifacts import engine_folder, write_json
+from export.engine import RECORD, EngineRecord, read_record
+from export.gates import METRICS, Measured, Result, expectation, require_layers, require_passed
+from export.params import Params, load_params
 from pi05_runtime.errors import EngineError, GateError
+from pi05_runtime.lock import Lock
 from tests.pipeline import TARGET, change_params, run_stage
 from validate.metrics import Answers, judge
 
@@ -22,21 +25,31 @@ def params(root: Path) -> Params:
     return load_params(root / "params.yaml")
 
 
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    """A folder with records of engines for the three components, and nothing else."""
+    lock = Lock("onnxruntime", "1", None)
+    for component, recipe in (("vision", "bf16"), ("prefill", "fp8"), ("denoise", "fp8")):
+        record = EngineRecord("fp32.onnx", "", "onnx", {component: recipe}, (), lock)
+        write_json(tmp_path / engine_folder(TARGET, component) / RECORD, record)
+    return tmp_path
+
+
 def write(params: Params, measured: dict[str, Measured], gate: str = "prefill") -> None:
-    judge(params, TARGET, gate, 3, measured)
+    judge(params, TARGET, gate, "engine", 3, measured)
 
 
-def test_a_gate_passes_at_its_threshold(tmp_path: Path, params: Params):
-    _, threshold = expectation(params, "prefill")
-    with chdir(tmp_path):
+def test_a_gate_passes_at_its_threshold(engines: Path, params: Params):
+    with chdir(engines):
+        _, threshold = expectation(params, TARGET, "prefill")
         write(params, {"keys": msgspec.structs.replace(GOOD, cosine=threshold)})
         assert require_passed(params, TARGET, "prefill").passed
 
 
 @pytest.mark.parametrize("cosine", [0.9899, float("nan"), -1.0])
-def test_a_gate_below_its_threshold_fails_and_can_be_read(tmp_path: Path, params: Params, cosine: float):
+def test_a_gate_below_its_threshold_fails_and_can_be_read(engines: Path, params: Params, cosine: float):
     bad = Measured(cosine, 0.99999, 0.2, 0.001)
-    with chdir(tmp_path):
+    with chdir(engines):
         with pytest.raises(GateError, match=r"at least 0\.99 expected"):
             write(params, {"good": GOOD, "bad": bad})
         assert (METRICS / TARGET / "prefill.json").is_file()
@@ -44,14 +57,14 @@ def test_a_gate_below_its_threshold_fails_and_can_be_read(tmp_path: Path, params
             require_passed(params, TARGET, "prefill")
 
 
-def test_a_gate_that_measured_nothing_fails(tmp_path: Path, params: Params):
-    with chdir(tmp_path), pytest.raises(GateError):
+def test_a_gate_that_measured_nothing_fails(engines: Path, params: Params):
+    with chdir(engines), pytest.raises(GateError):
         write(params, {})
 
 
-def test_the_actions_gate_needs_every_step_count(tmp_path: Path, params: Params):
+def test_the_actions_gate_needs_every_step_count(engines: Path, params: Params):
     steps = {f"actions.{n}": GOOD for n in params.gates.steps}
-    with chdir(tmp_path):
+    with chdir(engines):
         write(params, steps, "actions")
         require_passed(params, TARGET, "actions")
         steps.pop("actions.10")
@@ -60,15 +73,26 @@ def test_the_actions_gate_needs_every_step_count(tmp_path: Path, params: Params)
             require_passed(params, TARGET, "actions")
 
 
-def test_a_result_of_another_recipe_or_threshold_does_not_count(tmp_path: Path, params: Params):
-    other = msgspec.structs.replace(
-        params,
-        components=msgspec.structs.replace(params.components, prefill=ComponentParams("int8")),
-    )
-    with chdir(tmp_path):
+def test_a_result_of_another_engine_or_threshold_does_not_count(engines: Path, params: Params):
+    with chdir(engines):
         write(params, {"keys": GOOD})
+        record = msgspec.structs.replace(read_record(TARGET, "prefill"), recipes={"prefill": "int8"})
+        write_json(engine_folder(TARGET, "prefill") / RECORD, record)
         with pytest.raises(GateError, match=r"params\.yaml says"):
-            require_passed(other, TARGET, "prefill")
+            require_passed(params, TARGET, "prefill")
+
+
+def test_an_engine_that_runs_fewer_layers_in_fp8_than_planned_is_refused(copied_workspace: Path):
+    with chdir(copied_workspace):
+        record = read_record(TARGET, "prefill")
+        path = engine_folder(TARGET, "prefill") / RECORD
+        for layers, passes in (({"fp8": 9}, True), ({"fp8": 8, "bf16": 1}, False), ({}, False)):
+            write_json(path, msgspec.structs.replace(record, folder="engine", layers=layers))
+            if passes:
+                require_layers(TARGET, "prefill")
+            else:
+                with pytest.raises(GateError, match="9 expected"):
+                    require_layers(TARGET, "prefill")
 
 
 def test_nan_in_one_answer_of_many_is_not_lost(workspace: Path):
@@ -108,7 +132,7 @@ def test_no_bundle_when_params_moved_on(copied_workspace: Path):
 
 def test_an_engine_of_other_weights_fails_its_gate(copied_workspace: Path):
     """The same graph over shuffled weights runs, is finite, and must not pass."""
-    path = copied_workspace / "artifacts" / "quantized" / "vision" / "weights.bin"
+    path = copied_workspace / "artifacts" / "quantized" / "vision" / "bf16" / "weights.bin"
     values = np.fromfile(path, np.uint16).reshape(-1, 2)
     values[:, ::-1].tofile(path)
     with pytest.raises((GateError, EngineError)):

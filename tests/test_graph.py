@@ -30,13 +30,13 @@ def graph(workspace: Path, component: str) -> onnx.ModelProto:
 def test_every_linear_is_a_product_with_its_name(workspace: Path, component: str):
     with chdir(workspace):
         module = build_component(component, load_params())
-    linears = {f"{n}.weight": m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linears = {f"{component}.{n}": m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     model = graph(workspace, component)
     shapes = {t.name: list(t.dims) for t in model.graph.initializer}
-    products = {n.input[1] for n in model.graph.node if n.op_type == "MatMul"}
-    assert linears.keys() <= products
+    products = {n.name: n.input[1] for n in model.graph.node if n.op_type == "MatMul"}
     for name, linear in linears.items():
-        assert shapes[name] == [linear.in_features, linear.out_features]
+        assert products[f"{name}.MatMul"] == f"{name}.weight"
+        assert shapes[f"{name}.weight"] == [linear.in_features, linear.out_features]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from export.params import RECIPES, load_params
+from export.params import RECIPES, coarsest, load_params
 from pi05_runtime.errors import ParamsError
 from tests.pipeline import change_params
 
-THRESHOLDS = {"bf16": 0.9995, "int8": 0.99, "fp8": 0.99, "int4": 0.97}
+THRESHOLDS = {"bf16": 0.9995, "int8": 0.99, "fp8": 0.99, "nvfp4": 0.97, "int4": 0.97}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def refusal(folder: Path) -> str:
 def test_the_committed_params_load(root: Path):
     params = load_params(root / "params.yaml")
     assert params.checkpoint.layout == "openpi"
-    assert params.coarsest == "fp8"
+    assert params.targets == ("cpu-ort",)
 
 
 BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -48,6 +48,20 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("$.checkpoint.interface", "convention"),
     ),
     "a camera twice": ({"checkpoint__interface__cameras": ["a", "a"]}, ("$.checkpoint.interface", "twice")),
+    "a fallback that is no finer": (
+        {"components__prefill": {"recipe": "fp8", "fallback": "int4"}},
+        ("$.components", "fallback int4 must be finer than recipe fp8"),
+    ),
+    "a recipe that a target's chip lacks": (
+        {"targets": ["sm89-rtx"], "components__prefill": {"recipe": "nvfp4"}},
+        ("components.prefill: sm89-rtx has no nvfp4", "fallback"),
+    ),
+    "a whole prefix for a target that compiles nothing": (
+        {"build__whole_prefix": ["cpu-ort"]},
+        ("build.whole_prefix: ['cpu-ort'] are not among the TensorRT targets []",),
+    ),
+    "torch-tensorrt for prefill": ({"build__torch_tensorrt": ["prefill"]}, ("$.build.torch_tensorrt",)),
+    "no time to build": ({"build__minutes": 0}, ("$.build.minutes",)),
     "unknown target": ({"targets": ["cpu-ort", "abacus"]}, ("unknown targets ['abacus']", "cpu-ort")),
     "no target": ({"targets": []}, ("targets is empty",)),
     "keep with bf16": ({"components__vision__keep": ["*"]}, ("$.components", "`keep`", "bf16")),
@@ -59,7 +73,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no gate steps": ({"gates__steps": []}, ("gates.steps is empty",)),
     "missing component threshold": (
         {"gates__component_cosine": {"bf16": 0.9}},
-        ("component_cosine has no threshold for ['int8', 'fp8', 'int4']",),
+        ("component_cosine has no threshold for ['int8', 'fp8', 'nvfp4', 'int4']",),
     ),
     "missing action threshold": (
         {"gates__action_cosine": {r: 0.9 for r in RECIPES[:-1]}},
@@ -118,16 +132,24 @@ def test_yaml_that_is_no_mapping_is_refused(folder: Path, content: str):
 
 
 @pytest.mark.parametrize(
-    ("recipes", "coarsest"),
+    ("recipes", "expected"),
     [
         (("bf16", "bf16", "bf16"), "bf16"),
         (("fp8", "int8", "bf16"), "fp8"),
-        (("bf16", "int4", "fp8"), "int4"),
+        (("nvfp4", "fp8"), "nvfp4"),
+        (("bf16", "int4", "nvfp4"), "int4"),
     ],
 )
-def test_the_coarsest_recipe_is_that_of_the_worst_component(
-    folder: Path, recipes: tuple[str, ...], coarsest: str
-):
-    components = ("vision", "prefill", "denoise")
-    change_params(folder, components={c: {"recipe": r} for c, r in zip(components, recipes, strict=True)})
-    assert load_params(folder / "params.yaml").coarsest == coarsest
+def test_the_coarsest_recipe_is_the_last_of_the_list(recipes: tuple[str, ...], expected: str):
+    assert coarsest(recipes) == expected
+
+
+def test_a_target_takes_the_recipes_that_its_chip_has(folder: Path):
+    change_params(
+        folder,
+        targets=["sm89-rtx", "sm120-rtx"],
+        components__prefill={"recipe": "nvfp4", "fallback": "fp8"},
+    )
+    params = load_params(folder / "params.yaml")
+    assert params.recipes("sm120-rtx", "prefill") == ("nvfp4", "fp8")
+    assert params.recipes("sm89-rtx", "prefill") == ("fp8",)

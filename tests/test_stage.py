@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from export.stage import run_stage, staged, write_file
+from export.stage import run_stage
 from pi05_runtime import errors
+from pi05_runtime.staging import staged, write_file
 
 
 @pytest.fixture
@@ -59,7 +60,8 @@ def test_a_stage_that_is_told_to_end_leaves_nothing_half_written(tmp_path: Path,
     code = (
         "import os, signal\n"
         "from pathlib import Path\n"
-        "from export.stage import run_stage, staged\n"
+        "from export.stage import run_stage\n"
+        "from pi05_runtime.staging import staged\n"
         "def main():\n"
         "    with staged(Path('result')) as folder:\n"
         "        (folder / 'half').write_text('half')\n"

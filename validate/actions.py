@@ -7,14 +7,12 @@ import numpy as np
 
 from export.artifacts import SCHEDULE, TABLES
 from export.checkpoint.canonical import read_description
-from export.component import component_signature
-from export.engine import engine_file
-from export.gates import ACTIONS, NOISE_SEED
-from export.observations import Observations, preprocessor, seeded_noise
+from export.engine.judge import open_judged
+from export.gates import ACTIONS
+from export.observations import NOISE_SEED, Observations, preprocessor, seeded_noise
 from export.params import load_params
 from export.stage import progress, run_stage
-from pi05_runtime.engines import open_engine
-from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.geometry import COMPONENTS, PREFIX
 from pi05_runtime.tables import read_schedule
 from validate.metrics import Answers, judge
 
@@ -22,11 +20,8 @@ from validate.metrics import Answers, judge
 def main(target: str) -> None:
     params, d = load_params(), read_description()
     reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
-    engine = open_engine(
-        target,
-        {component: engine_file(target, component) for component in COMPONENTS},
-        {component: component_signature(component) for component in COMPONENTS},
-    )
+    whole = [PREFIX] if target in params.build.whole_prefix else []
+    engine, judged = open_judged(target, [*COMPONENTS, *whole])
     schedules = {n: read_schedule(TABLES / SCHEDULE, n) for n in params.gates.steps}
     answers: dict[str, list[np.ndarray]] = {f"actions.{n}": [] for n in schedules}
     for i in progress(range(reference.count), desc="actions"):
@@ -37,7 +32,7 @@ def main(target: str) -> None:
     # Padding dimensions never reach a robot.
     dims = d.interface.action_dims
     measured = {name: reference.measure(name, outputs, dims) for name, outputs in answers.items()}
-    judge(params, target, ACTIONS, reference.count, measured)
+    judge(params, target, ACTIONS, judged, reference.count, measured)
 
 
 if __name__ == "__main__":

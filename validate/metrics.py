@@ -11,6 +11,7 @@ from export.gates import METRICS, Measured, Result, expectation
 from export.params import Params
 from pi05_runtime.errors import GateError
 from pi05_runtime.golden import cosine
+from pi05_runtime.manifest import Judged
 
 DIGITS = 7
 
@@ -34,17 +35,19 @@ class Answers:
         return Measured(*(round(x, DIGITS) for x in (found, floor_cosine, error, floor_error)))
 
 
-def judge(params: Params, target: str, gate: str, count: int, measured: dict[str, Measured]) -> None:
+def judge(
+    params: Params, target: str, gate: str, judged: Judged, count: int, measured: dict[str, Measured]
+) -> None:
     """Writes metrics/<target>/<gate>.json, prints it, and raises GateError unless it passed.
 
     count: observations. Anything that is not clearly at or above the threshold fails.
     """
-    recipe, threshold = expectation(params, gate)
-    result = Result(recipe, threshold, count, measured)
+    recipe, threshold = expectation(params, target, gate)
+    result = Result(recipe, threshold, judged, count, measured)
     write_json(METRICS / target / f"{gate}.json", result)
     for name, m in measured.items():
         print(
-            f"{target} {gate} {name}: cosine {m.cosine:.6f} (floor {m.floor_cosine:.6f}), "
+            f"{target} {gate} {name} ({judged}): cosine {m.cosine:.6f} (floor {m.floor_cosine:.6f}), "
             f"relative error {m.error:.2e} (floor {m.floor_error:.2e})"
         )
     if not result.passed:

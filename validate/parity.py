@@ -6,12 +6,11 @@ A component alone shows where an error comes from; the whole loop (actions.py) s
 import numpy as np
 
 from export.artifacts import SCHEDULE, TABLES
-from export.component import component_signature
-from export.engine import engine_file
+from export.engine.judge import open_judged
 from export.observations import Observations, preprocessor
 from export.params import load_params
 from export.stage import progress, run_stage
-from pi05_runtime.engines import Engine, open_engine
+from pi05_runtime.engines import Engine
 from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule, read_schedule
 from validate.metrics import Answers, judge
@@ -55,11 +54,7 @@ def component_answer(
 def main(target: str, component: str) -> None:
     params = load_params()
     reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
-    engine = open_engine(
-        target,
-        {component: engine_file(target, component)},
-        {component: component_signature(component)},
-    )
+    engine, judged = open_judged(target, [component])
     schedule = read_schedule(TABLES / SCHEDULE, params.export.default_steps)
     answers: dict[str, list[np.ndarray]] = {}
     for i in progress(range(reference.count), desc=f"parity {component}"):
@@ -69,7 +64,7 @@ def main(target: str, component: str) -> None:
         ).items():
             answers.setdefault(name, []).append(output)
     measured = {name: reference.measure(name, outputs) for name, outputs in answers.items()}
-    judge(params, target, component, reference.count, measured)
+    judge(params, target, component, judged, reference.count, measured)
 
 
 if __name__ == "__main__":

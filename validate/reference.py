@@ -14,14 +14,14 @@ from torch import Tensor
 from export.artifacts import REFERENCE
 from export.checkpoint.canonical import Description, read_description, read_weights
 from export.component import read_calibration_set
-from export.gates import NOISE_SEED
 from export.model.parameters import FILES
 from export.model.reference import Cache, Reference
 from export.model.schedule import times
-from export.observations import Observations, check_disjoint, preprocessor, seeded_noise
+from export.observations import NOISE_SEED, Observations, check_disjoint, preprocessor, seeded_noise
 from export.params import Params, load_params
-from export.stage import progress, run_stage, staged
+from export.stage import progress, run_stage
 from pi05_runtime.preprocess import Inputs
+from pi05_runtime.staging import staged
 
 
 def load_reference(description: Description, params: Params, bf16: bool) -> Reference:

@@ -12,12 +12,13 @@ from export.checkpoint.lerobot import open_lerobot
 from export.checkpoint.openpi import open_openpi, open_openpi_jax
 from export.checkpoint.source import file_hashes
 from export.params import load_params
-from export.stage import run_stage, staged
+from export.stage import run_stage
 from pi05_runtime.errors import BundleError, CheckpointError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface
 from pi05_runtime.preprocess.normalize import normalize_state, unnormalize_actions
 from pi05_runtime.preprocess.prompt import Prompter
+from pi05_runtime.staging import staged
 
 OPENERS = {"openpi": open_openpi, "lerobot": open_lerobot, "orbax": open_openpi_jax}
 

@@ -13,8 +13,9 @@ from huggingface_hub import model_info, snapshot_download
 
 from export.artifacts import HUB
 from export.params import load_params
-from export.stage import disk_is_full, progress, run_stage, staged
+from export.stage import disk_is_full, progress, run_stage
 from pi05_runtime.errors import CheckpointError, ParamsError
+from pi05_runtime.staging import staged
 
 
 def main(name: str) -> None:

@@ -1,20 +1,23 @@
-"""Stage `engine`: one component for one target."""
+"""Stage `engine`: one component, or vision and prefill as one network, for one target."""
 
 from export.artifacts import engine_folder, write_json
-from export.engine import RECORD, check_lock, ort
-from export.stage import run_stage, staged
-from pi05_runtime.targets import TARGETS
+from export.engine import RECORD, ort, read_lock, tensorrt
+from export.params import load_params
+from export.stage import run_stage
+from pi05_runtime.staging import staged
+from pi05_runtime.targets import find_target
 
-BUILDERS = {"ort": ort.build}
+BUILDERS = {"ort": ort.build, "tensorrt": tensorrt.build, "tensorrt_rtx": tensorrt.build}
 """Kind of engine (targets.py) -> what builds it."""
 
 
-def main(target: str, component: str) -> None:
-    lock = check_lock(target)
-    with staged(engine_folder(target, component)) as out:
-        record = BUILDERS[TARGETS[target].engine](component, lock, out)
+def main(target: str, network: str) -> None:
+    params, lock = load_params(), read_lock(target)
+    with staged(engine_folder(target, network)) as out:
+        record = BUILDERS[find_target(target).engine](target, network, lock, params, out)
         write_json(out / RECORD, record)
-    print(f"engine {target} {component}: {record.file}, {lock.library} {lock.version}")
+    recipes = ", ".join(record.recipes.values())
+    print(f"engine {target} {network}: {record.file} ({recipes}), {lock.library} {lock.version}")
 
 
 if __name__ == "__main__":

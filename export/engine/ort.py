@@ -13,9 +13,11 @@ from torch import Tensor
 
 from export.artifacts import WEIGHTS, quantized_folder
 from export.component import component_inputs, component_signature
-from export.engine import EngineRecord, Lock
+from export.engine import EngineRecord
+from export.params import Params
 from export.stage import progress
 from pi05_runtime.engines.ort import OrtEngine
+from pi05_runtime.lock import Lock
 
 TWIN = "fp32.onnx"
 
@@ -25,15 +27,15 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def build(component: str, lock: Lock, out: Path) -> EngineRecord:
+def build(target: str, component: str, lock: Lock, params: Params, out: Path) -> EngineRecord:
     """Opens and runs the twin once; nothing of its own goes to `out`. Errors: EngineError."""
-    with progress(total=2, desc=f"engine cpu-ort {component}", unit="step") as bar:
-        engine = OrtEngine(
-            {component: quantized_folder(component) / TWIN}, {component: component_signature(component)}
-        )
+    recipe = params.recipes(target, component)[0]
+    twin = quantized_folder(component, recipe) / TWIN
+    with progress(total=2, desc=f"engine {target} {component}", unit="step") as bar:
+        engine = OrtEngine({component: twin}, {component: component_signature(component)})
         bar.update()
         sample = next(component_inputs(component))
         engine.run(component, {name: to_numpy(tensor) for name, tensor in sample.items()})
         bar.update()
-    sha256 = hashlib.sha256((quantized_folder(component) / TWIN).read_bytes()).hexdigest()
-    return EngineRecord(TWIN, sha256, "onnx", (TWIN, WEIGHTS), {lock.library: lock.version})
+    sha256 = hashlib.sha256(twin.read_bytes()).hexdigest()
+    return EngineRecord(TWIN, sha256, "onnx", {component: recipe}, (TWIN, WEIGHTS), lock)

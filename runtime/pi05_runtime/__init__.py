@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, target: str, steps: int | None = None) -> "Policy":
+def load(
+    path: str | Path, target: str, steps: int | None = None, engines: str | Path | None = None
+) -> "Policy":
     """Verifies the bundle at `path` and loads its engines for `target`.
 
-    steps: Euler steps of the flow, one of the manifest's `steps`; None takes its default.
+    steps: Euler steps of the flow, one of the manifest's `steps`; None takes its default. engines: a
+    folder that `pi05 rebuild` made of this bundle, in place of the bundle's own engines.
     Errors: BundleError for files that are not what the manifest names, TargetError for a target that
     the bundle or this machine does not have, EngineError if an engine does not load.
     """
     from pi05_runtime.policy import Policy
 
-    return Policy.load(Path(path), target, steps)
+    return Policy.load(Path(path), target, steps, None if engines is None else Path(engines))

@@ -11,9 +11,12 @@ import numpy as np
 from PIL import Image
 
 from pi05_runtime import golden, load
+from pi05_runtime.build import BuildOptions
 from pi05_runtime.errors import BundleError, ObservationError, Pi05Error
 from pi05_runtime.manifest import Manifest, encode, read_manifest
 from pi05_runtime.policy import Policy
+from pi05_runtime.rebuild import reason_to_rebuild
+from pi05_runtime.rebuild import rebuild as rebuild_engines
 from pi05_runtime.verify import verify
 
 
@@ -35,7 +38,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     bundle: Path = arguments.bundle
     manifest = read_manifest(bundle)
     present = [name for name in manifest.files if (bundle / name).exists()]
-    verify(bundle, manifest, present)
+    verify(bundle, manifest.files, present)
     if arguments.json:
         print(encode(manifest).decode(), end="")
         return
@@ -51,7 +54,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes one decision and prints its actions in the robot's units."""
-    policy = load(arguments.bundle, arguments.target, arguments.steps)
+    policy = load(arguments.bundle, arguments.target, arguments.steps, arguments.engines)
     observation = _observation(arguments, policy)
     result = policy.infer(observation)
     if arguments.json:
@@ -64,16 +67,36 @@ def run(arguments: argparse.Namespace) -> None:
 
 def selftest(arguments: argparse.Namespace) -> None:
     """The golden sample through the real backend; fails on any step count below its threshold."""
-    for r in golden.selftest(arguments.bundle, arguments.target):
+    for r in golden.selftest(arguments.bundle, arguments.target, arguments.engines):
         print(f"{r.steps:>3} steps  cosine {r.cosine:.6f} >= {r.threshold}  {r.total_ms:.1f} ms")
     print(f"self-test of {arguments.target} passed")
 
 
+def rebuild(arguments: argparse.Namespace) -> None:
+    """Builds the engines again where the bundle's own do not fit this machine, and gates them."""
+    bundle, target, out = arguments.bundle, arguments.target, arguments.out
+    reason = reason_to_rebuild(read_manifest(bundle), target)
+    if reason is None:
+        print(f"nothing to rebuild: the bundle's own engines for {target} fit this machine")
+        return
+    print(f"rebuilding {target}: {reason}")
+    options = BuildOptions(arguments.minutes, arguments.workspace, str(out.parent / f"{target}.timing"))
+    record = rebuild_engines(bundle, target, out, options)
+    for network, engine in record.engines.items():
+        layers = ", ".join(f"{count} {name}" for name, count in sorted(engine.layers.items()))
+        print(f"{network:<8} {', '.join(engine.recipes.values())}; linear layers: {layers}")
+        for attempt in engine.attempts:
+            print(f"         level {attempt.optimization_level}: {attempt.outcome}")
+    for score in record.golden:
+        print(f"{score.steps:>3} steps  cosine {score.cosine:.6f} >= {score.threshold}")
+    print(f"{out}: engines for {target}, built with {record.lock.library} {record.lock.version}")
+
+
 def _summary(manifest: Manifest, present: list[str]) -> list[str]:
-    interface = manifest.interface
+    interface, components = manifest.interface, manifest.components
     size = sum(manifest.files[name].size for name in present)
     gates = [
-        f"gate     {target} {name}: cosine {gate.cosine:.6f} >= {gate.threshold}"
+        f"gate     {target} {name} ({gate.judged}): cosine {gate.cosine:.6f} >= {gate.threshold}"
         for target, results in manifest.gates.items()
         for name, gate in results.items()
     ]
@@ -81,7 +104,7 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
         f"{manifest.name} {manifest.version} ({manifest.license}), schema {manifest.schema}",
         f"files    {len(present)} of {len(manifest.files)} present and intact, {size / 1e6:.1f} MB",
         f"targets  {', '.join(manifest.targets)}",
-        f"recipes  {', '.join(f'{name} {c.recipe}' for name, c in manifest.components.items())}",
+        f"recipes  {', '.join(f'{c} {" or ".join(v.recipe for v in vs)}' for c, vs in components.items())}",
         f"cameras  {', '.join(interface.cameras)}; prompt format {interface.prompt_format}",
         f"actions  {interface.horizon} x {interface.action_dims}; steps {list(manifest.steps)}, "
         f"default {manifest.default_steps}; prompt buckets {list(manifest.prompt_buckets)}",
@@ -127,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pi05", description="Inspect, run and test a pi0.5 bundle.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    def add_target(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
+
+    def add_engines(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--engines", type=Path, help="a folder that `pi05 rebuild` made of this bundle")
+
     def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("bundle", type=Path, help="bundle folder")
@@ -136,12 +165,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("inspect", inspect, "show what a bundle is, and check the files that are there")
     sub.add_argument("--json", action="store_true", help="the whole manifest")
     sub = add("run", run, "make one decision, on the golden sample unless an observation is given")
-    sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
+    add_target(sub)
+    add_engines(sub)
     sub.add_argument("--steps", type=int, help="Euler steps; the manifest's default if absent")
     sub.add_argument("--image", action="append", metavar="CAMERA=PATH", help="once for each camera")
     sub.add_argument("--state", type=float, nargs="+", help="the robot's state, in its own units")
     sub.add_argument("--prompt", help="the instruction")
     sub.add_argument("--json", action="store_true", help="actions and timings as JSON")
     sub = add("selftest", selftest, "run the golden sample and compare with its stored actions")
-    sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
+    add_target(sub)
+    add_engines(sub)
+    sub = add("rebuild", rebuild, "build the bundle's engines again, for this machine's TensorRT")
+    add_target(sub)
+    sub.add_argument("--out", type=Path, required=True, help="folder for the engines")
+    sub.add_argument("--minutes", type=float, default=60, help="time limit of one attempt")
+    sub.add_argument("--workspace", type=float, default=8, metavar="GIB", help="TensorRT's workspace")
     return parser

@@ -9,6 +9,9 @@ from typing import Literal
 import msgspec
 
 COMPONENTS = ("vision", "prefill", "denoise")
+PREFIX = "prefix"
+"""Vision and prefill compiled as one network: an engine's option, not a fourth component."""
+FUSED = {PREFIX: ("vision", "prefill")}
 
 
 class Vision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +95,8 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 def signature(component: str, geometry: Geometry, views: int, horizon: int) -> Signature:
-    """Names, dtypes and shapes of a component: the contract between export, engines and runtime."""
+    """Names, dtypes and shapes of a component, or of `prefix`: the contract between export, engines and
+    runtime."""
     g = geometry
     size, depth, head_dim = g.vision.image_size, g.prefix.depth, g.prefix.head_dim
     tokens = Port("image_tokens", "activation", (views * g.vision.tokens, g.prefix.width))
@@ -102,11 +106,19 @@ def signature(component: str, geometry: Geometry, views: int, horizon: int) -> S
     length = Port("prefix_length", "int32", ())
     x = Port("x", "float32", (horizon, g.action_width))
     modulation = Port("modulation", "float32", (g.modulations, 3 * g.expert.width))
+    images = Port("images", "float32", (views, 3, size, size))
     return {
-        "vision": Signature((Port("images", "float32", (views, 3, size, size)),), (tokens,)),
+        "vision": Signature((images,), (tokens,)),
         "prefill": Signature((tokens, prompt, length), (keys, values)),
         "denoise": Signature(
             (x, modulation, Port("dt", "float32", ()), keys, values, length),
             (Port("x_next", "float32", x.shape),),
         ),
+        PREFIX: Signature((images, prompt, length), (keys, values)),
     }[component]
+
+
+def fixed_shape(port: Port, prompt: int, image_tokens: int) -> tuple[int, ...]:
+    """The port's shape once a prompt bucket is chosen. image_tokens: of all views together."""
+    sizes = {"prompt": prompt, "prefix": image_tokens + prompt}
+    return tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)

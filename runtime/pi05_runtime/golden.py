@@ -57,13 +57,14 @@ def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], d
     return {"images": images, "prompt": prompt, "state": stored["state"], "noise": stored["noise"]}, actions
 
 
-def selftest(bundle: Path, target: str) -> list[Result]:
+def selftest(bundle: Path, target: str, engines: Path | None = None) -> list[Result]:
     """Runs the golden sample at each of its step counts through the real backend.
 
+    engines: as for `pi05_runtime.load`.
     Only the real action dimensions are compared, before unnormalisation. Errors: GateError if any
     cosine falls below the manifest's threshold, or whatever loading raises.
     """
-    policy = Policy.load(bundle, target)
+    policy = Policy.load(bundle, target, engines=engines)
     golden, dims = policy.manifest.golden, policy.manifest.interface.action_dims
     sample, expected = observation(bundle, golden.file, golden.prompt)
     if missing := set(golden.steps) - expected.keys():

@@ -6,16 +6,22 @@ give the same manifest.
 """
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from pi05_runtime.build import Attempt
 from pi05_runtime.errors import BundleError
-from pi05_runtime.geometry import COMPONENTS, Geometry
+from pi05_runtime.geometry import COMPONENTS, PREFIX, Geometry
 from pi05_runtime.interface import Interface
+from pi05_runtime.lock import Lock
 
 SCHEMA = 1
 FILE = "manifest.json"
+Judged = Literal["engine", "twin"]
+"""What a gate was measured on: the engine, or, where it was built for a chip that the exporter did not
+have, the fp32 twin of its ONNX on a CPU. Codes and scales are the same bytes; the golden sample judges the
+engine itself, on its device."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,21 +31,33 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class Component(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a component was quantized. quantized: share of its linear weights. keep: named exceptions."""
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A component's ONNX in one recipe, in onnx/<component>/<recipe>. quantized: share of its linear
+    weights that the recipe quantizes. keep: layers it leaves in bf16 by name."""
 
     recipe: str
     keep: tuple[str, ...]
     quantized: float
 
 
-class TargetFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A target of the bundle. engines: component -> file to load. files: all that the target needs,
-    shared files included. built_with: library -> exact version."""
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """file: what the backend loads. recipes: of each component in it. attempts: the rungs that the
+    builder tried, the last of which gave this engine; none where nothing had to be built. layers: the
+    linear layers by the precision that the engine runs them in, where the engine can tell."""
 
-    engines: dict[str, str]
+    file: str
+    recipes: dict[str, str]
+    attempts: tuple[Attempt, ...]
+    layers: dict[str, int]
+
+
+class TargetFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A target of the bundle. engines: component, or `prefix` -> engine. files: all that the target needs,
+    shared files included. lock: what its engines were built with, and need."""
+
+    engines: dict[str, Engine]
     files: tuple[str, ...]
-    built_with: dict[str, str]
+    lock: Lock
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +79,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     cosine: float
     threshold: float
+    judged: Judged
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,8 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """manifest.json. File names are relative to the bundle, with forward slashes.
 
     exported_with: library -> version. prompt_buckets: the lengths a prompt is padded to, ascending.
-    steps: Euler step counts that the schedule has. gates: target -> gate -> result. files: all but the
-    manifest itself.
+    steps: Euler step counts that the schedule has. components: each with its ONNX variants, the wanted
+    recipe first. gates: target -> gate -> result. files: all but the manifest itself.
     """
 
     schema: int
@@ -90,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_buckets: tuple[int, ...]
     steps: tuple[int, ...]
     default_steps: int
-    components: dict[str, Component]
+    components: dict[str, tuple[Variant, ...]]
     exported_with: dict[str, str]
     calibration: Calibration
     gates: dict[str, dict[str, Gate]]
@@ -100,6 +119,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: str
     targets: dict[str, TargetFiles]
     files: dict[str, File]
+
+
+def onnx_folder(component: str, recipe: str) -> str:
+    """Where a bundle keeps a component's ONNX: bf16.onnx, fp32.onnx, weights.bin and table.json."""
+    return f"onnx/{component}/{recipe}"
+
+
+def shared_files(manifest: Manifest) -> set[str]:
+    """What every target loads beside its engines."""
+    return {manifest.tokenizer, manifest.token_embedding, manifest.schedule, manifest.golden.file}
 
 
 class _Version(msgspec.Struct):
@@ -147,11 +176,11 @@ def _contradiction(m: Manifest) -> str | None:
     for name in m.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             return f"files: {name!r} found, only names inside the bundle expected"
-    shared = {m.tokenizer, m.token_embedding, m.schedule, m.golden.file}
+    shared = shared_files(m)
     for target, entry in m.targets.items():
-        if set(entry.engines) != set(COMPONENTS):
+        if set(entry.engines) - {PREFIX} != set(COMPONENTS):
             return f"targets.{target}.engines: {sorted(entry.engines)} found, {list(COMPONENTS)} expected"
-        if missing := shared.union(entry.engines.values()) - set(entry.files):
+        if missing := shared.union(e.file for e in entry.engines.values()) - set(entry.files):
             return f"targets.{target}.files: lacks {sorted(missing)}, which this target loads"
         if missing := set(entry.files) - m.files.keys():
             return f"files: lacks {sorted(missing)}, which target {target} names"

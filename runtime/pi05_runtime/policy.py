@@ -10,11 +10,14 @@ import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, Engine, open_engine
 from pi05_runtime.errors import BundleError, ObservationError
-from pi05_runtime.geometry import COMPONENTS, signature
-from pi05_runtime.manifest import Manifest, read_manifest
+from pi05_runtime.geometry import signature
+from pi05_runtime.lock import check_device, check_library
+from pi05_runtime.manifest import Manifest, read_manifest, shared_files
 from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.preprocess.normalize import unnormalize_actions
+from pi05_runtime.rebuilt import read_rebuilt
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
+from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
 from pi05_runtime.verify import target_files, verify
 
@@ -31,11 +34,18 @@ class Policy:
         self._generator = np.random.default_rng()
 
     @classmethod
-    def load(cls, path: Path, target: str, steps: int | None = None) -> "Policy":
+    def load(cls, path: Path, target: str, steps: int | None = None, engines: Path | None = None) -> "Policy":
         """See pi05_runtime.load."""
         manifest = read_manifest(path)
-        entry = target_files(manifest, target)
-        verify(path, manifest, entry.files)
+        if engines is None:
+            entry, folder = target_files(manifest, target), path
+            verify(path, manifest.files, entry.files)
+        else:
+            entry, folder = read_rebuilt(engines, path, target), engines
+            verify(path, manifest.files, shared_files(manifest))
+        if find_target(target).engine != "ort":
+            check_device(target)
+            check_library(target, entry.lock, "run `pi05 rebuild`")
         geometry, interface = manifest.geometry, manifest.interface
         table = TokenEmbedding(path / manifest.token_embedding, geometry.vocabulary, geometry.prefix.width)
         preprocess = Preprocessor(
@@ -44,8 +54,8 @@ class Policy:
         views, horizon = len(interface.cameras), interface.horizon
         engine = open_engine(
             target,
-            {name: path / file for name, file in entry.engines.items()},
-            {name: signature(name, geometry, views, horizon) for name in COMPONENTS},
+            {name: folder / built.file for name, built in entry.engines.items()},
+            {name: signature(name, geometry, views, horizon) for name in entry.engines},
         )
         steps = manifest.default_steps if steps is None else steps
         return cls(path, manifest, preprocess, engine, steps)

@@ -3,13 +3,41 @@
 The list holds what this release can build and load; a name outside it is refused with this list.
 """
 
+from typing import Literal
+
 import msgspec
+
+from pi05_runtime.errors import TargetError
+
+EngineKind = Literal["ort", "tensorrt", "tensorrt_rtx"]
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """engine: the kind of engine, and with it the backend that loads it and what builds it."""
+    """engine: the kind of engine, and with it what builds and loads it; for the two TensorRTs this is the
+    name of the Python module. compute_capability: of the GPU, None for a CPU. recipes: those whose
+    arithmetic the chip has."""
 
-    engine: str
+    engine: EngineKind
+    compute_capability: str | None
+    recipes: frozenset[str]
 
 
-TARGETS = {"cpu-ort": Target(engine="ort")}
+_SM89 = frozenset({"bf16", "int8", "fp8", "int4"})
+_BLACKWELL = _SM89 | {"nvfp4"}
+
+TARGETS = {
+    "cpu-ort": Target("ort", None, _BLACKWELL),
+    "sm110-trt": Target("tensorrt", "11.0", _BLACKWELL),
+    "sm89-rtx": Target("tensorrt_rtx", "8.9", _SM89),
+    "sm120-rtx": Target("tensorrt_rtx", "12.0", _BLACKWELL),
+}
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`. Errors: TargetError listing those that this release knows."""
+    if name not in TARGETS:
+        raise TargetError(
+            f"unknown target {name!r} found, one of {sorted(TARGETS)} expected; choose one of these, or "
+            "update pi05-runtime"
+        )
+    return TARGETS[name]

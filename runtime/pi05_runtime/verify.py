@@ -5,14 +5,15 @@ hash. A partial tree is fine, since a device holds one target only; a missing na
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pi05_runtime.errors import BundleError, TargetError
-from pi05_runtime.manifest import Manifest, TargetFiles
+from pi05_runtime.manifest import File, Manifest, TargetFiles
 
+COPY = "copy the bundle again"
 QUIET_BYTES = 1 << 30
 """Below this much to hash no progress bar is shown."""
 
@@ -27,41 +28,46 @@ def target_files(manifest: Manifest, target: str) -> TargetFiles:
     return manifest.targets[target]
 
 
-def verify(bundle: Path, manifest: Manifest, files: Iterable[str]) -> None:
-    """Checks type, size and sha256 of `files`, names in `manifest.files`; sizes first, being quick.
+def verify(folder: Path, files: Mapping[str, File], names: Iterable[str], advice: str = COPY) -> None:
+    """Checks type, size and sha256 of `names`, keys of `files`; sizes first, being quick.
 
-    Errors: BundleError naming file, found and expected.
+    advice: what to do about a bad file. Errors: BundleError naming file, found and expected.
     """
-    names = sorted(files)
+    names = sorted(names)
     for name in names:
-        _check_size(bundle, manifest, name)
-    total = sum(manifest.files[name].size for name in names)
+        _check_size(folder, name, files[name].size, advice)
+    total = sum(files[name].size for name in names)
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=total < QUIET_BYTES) as bar:
         for name in names:
             try:
-                with (bundle / name).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = hash_file(folder / name).sha256
             except OSError as error:
                 raise BundleError(
-                    f"{bundle / name}: cannot be read ({error.strerror}); check the disk and the file's "
-                    "permissions, then copy the bundle again"
+                    f"{folder / name}: cannot be read ({error.strerror}); check the disk and the file's "
+                    f"permissions, then {advice}"
                 ) from error
-            if found != (expected := manifest.files[name].sha256):
+            if found != (expected := files[name].sha256):
                 raise BundleError(
-                    f"{bundle / name}: sha256 {found} found, {expected} expected: the file was damaged or "
-                    "changed after the bundle was made; copy the bundle again"
+                    f"{folder / name}: sha256 {found} found, {expected} expected: the file was damaged or "
+                    f"changed after it was made; {advice}"
                 )
-            bar.update(manifest.files[name].size)
+            bar.update(files[name].size)
 
 
-def _check_size(bundle: Path, manifest: Manifest, name: str) -> None:
-    file = bundle / name
+def hash_file(path: Path) -> File:
+    """Size and sha256 of a file. Errors: OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(path.stat().st_size, digest)
+
+
+def _check_size(folder: Path, name: str, expected: int, advice: str) -> None:
+    file = folder / name
     if not file.is_file():
-        raise BundleError(f"{file}: no file found, one expected; copy the bundle again")
-    if (found := file.resolve()) != bundle.resolve() / name:
+        raise BundleError(f"{file}: no file found, one expected; {advice}")
+    if (found := file.resolve()) != folder.resolve() / name:
         raise BundleError(
-            f"{file}: a symbolic link to {found} found, a regular file expected; copy the bundle without "
-            "links"
+            f"{file}: a symbolic link to {found} found, a regular file expected; {advice}, without links"
         )
-    if (found := file.stat().st_size) != (expected := manifest.files[name].size):
-        raise BundleError(f"{file}: {found} bytes found, {expected} expected; copy the bundle again")
+    if (found := file.stat().st_size) != expected:
+        raise BundleError(f"{file}: {found} bytes found, {expected} expected; {advice}")

@@ -10,6 +10,12 @@ from typing import Any
 from pi05_runtime.manifest import FILE
 
 
+def onnx_file(bundle: Path, component: str, name: str) -> str:
+    """A file of the component's wanted recipe, as the manifest names it."""
+    recipe = json.loads((bundle / FILE).read_bytes())["components"][component][0]["recipe"]
+    return f"onnx/{component}/{recipe}/{name}"
+
+
 @contextmanager
 def edited(bundle: Path) -> Iterator[dict[str, Any]]:
     """The manifest as plain JSON, written back afterwards."""

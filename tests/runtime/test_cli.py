@@ -14,7 +14,7 @@ from PIL import Image
 from pi05_runtime import cli, golden, load
 from pi05_runtime.manifest import read_manifest
 from tests.pipeline import TARGET
-from tests.runtime.bundle_edits import edited, replace
+from tests.runtime.bundle_edits import edited, onnx_file, replace
 
 Pi05 = Callable[..., tuple[int, str, str]]
 
@@ -168,7 +168,7 @@ def test_selftest_passes(pi05: Pi05, bundle: Path) -> None:
 def test_selftest_refuses_other_weights_under_matching_hashes(
     pi05: Pi05, bundle: Path, component: str
 ) -> None:
-    name = f"onnx/{component}/weights.bin"
+    name = onnx_file(bundle, component, "weights.bin")
     replace(bundle, name, bytes((bundle / name).stat().st_size))
     code, out, error = pi05("selftest", bundle, "--target", TARGET)
     assert (code, out) == (8, "")

@@ -63,7 +63,7 @@ def test_field_is_named(bundle: Path, edit: Edit, message: str) -> None:
     [
         (lambda m: m["targets"][TARGET]["engines"].pop("denoise"), r"engines: \['prefill', 'vision'\] found"),
         (lambda m: m["targets"][TARGET]["files"].remove("tokenizer.model"), r"lacks \['tokenizer\.model'\]"),
-        (lambda m: m["targets"][TARGET]["engines"].update(vision="x.onnx"), r"lacks \['x\.onnx'\]"),
+        (lambda m: m["targets"][TARGET]["engines"]["vision"].update(file="x.onnx"), r"lacks \['x\.onnx'\]"),
         (lambda m: m["files"].pop("schedule.safetensors"), r"files: lacks \['schedule\.safetensors'\]"),
         (lambda m: m.update(default_steps=77), r"steps: \[1, .*10\] found, \[77\] expected too"),
         (lambda m: m["golden"].update(steps=[77]), r"steps: \[1, .*10\] found, \[77\] expected too"),

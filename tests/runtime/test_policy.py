@@ -13,7 +13,7 @@ from pi05_runtime.policy import Policy
 from pi05_runtime.preprocess.normalize import unnormalize_actions
 from pi05_runtime.tables import read_schedule
 from tests.pipeline import TARGET
-from tests.runtime.bundle_edits import edited, replace
+from tests.runtime.bundle_edits import edited, onnx_file, replace
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_plain_prompts_ignore_the_state(bundle: Path) -> None:
 
 @pytest.mark.parametrize("component", ["vision", "prefill", "denoise"])
 def test_nan_inside_an_engine_is_refused(bundle: Path, component: str) -> None:
-    name = f"onnx/{component}/weights.bin"
+    name = onnx_file(bundle, component, "weights.bin")
     # All bits set is NaN in bfloat16, float32 and float8 alike.
     replace(bundle, name, b"\xff" * (bundle / name).stat().st_size)
     policy = load(bundle, TARGET)
@@ -214,8 +214,8 @@ def test_engine_of_another_component_is_refused(bundle: Path) -> None:
 
 
 def test_engine_that_does_not_parse_is_refused(bundle: Path) -> None:
-    replace(bundle, "onnx/vision/fp32.onnx", b"no graph")
-    with pytest.raises(EngineError, match=r"onnx/vision/fp32\.onnx: ONNX Runtime .* cannot load it"):
+    replace(bundle, "onnx/vision/bf16/fp32.onnx", b"no graph")
+    with pytest.raises(EngineError, match=r"onnx/vision/bf16/fp32\.onnx: ONNX Runtime .* cannot load it"):
         load(bundle, TARGET)
 
 

@@ -12,7 +12,7 @@ from pi05_runtime.errors import BundleError
 from pi05_runtime.manifest import FILE, read_manifest
 from pi05_runtime.verify import target_files, verify
 from tests.pipeline import TARGET
-from tests.runtime.bundle_edits import edited
+from tests.runtime.bundle_edits import edited, onnx_file
 
 
 def files_in_turn(bundle: Path) -> Iterator[tuple[str, bytes]]:
@@ -25,7 +25,7 @@ def files_in_turn(bundle: Path) -> Iterator[tuple[str, bytes]]:
 
 def test_untouched_bundle_is_intact(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    verify(bundle, manifest, manifest.files)
+    verify(bundle, manifest.files, manifest.files)
 
 
 def test_manifest_names_every_other_file(bundle: Path) -> None:
@@ -60,7 +60,7 @@ def test_missing_file(bundle: Path) -> None:
         assert f"{bundle / name}: no file found" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "onnx/vision/weights.bin", "onnx/vision", "onnx"])
+@pytest.mark.parametrize("name", ["tokenizer.model", "onnx/vision/bf16/weights.bin", "onnx/vision", "onnx"])
 def test_symbolic_link(bundle: Path, tmp_path: Path, name: str) -> None:
     moved = tmp_path / "elsewhere"
     (bundle / name).rename(moved)
@@ -98,7 +98,7 @@ def test_name_outside_the_bundle(bundle: Path, tmp_path: Path, name: str) -> Non
 def test_only_the_files_of_the_target_are_needed(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     others = manifest.files.keys() - set(target_files(manifest, TARGET).files)
-    assert {f"onnx/{c}/bf16.onnx" for c in manifest.components} < others
+    assert {onnx_file(bundle, c, "bf16.onnx") for c in manifest.components} < others
     for name in others:
         (bundle / name).unlink()
     load(bundle, TARGET)

@@ -1,6 +1,7 @@
 """Backends that run a component set: one module a kind of engine, loaded only when asked for."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,17 +9,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.errors import TargetError
+from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule
-from pi05_runtime.targets import TARGETS
+from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
 
 
 @dataclass(frozen=True)
 class Decision:
-    """actions: normalised, float32 [horizon, action width]. milliseconds: component -> time."""
+    """actions: normalised, float32 [horizon, action width]. milliseconds: what was timed -> time."""
 
     actions: Floats
     milliseconds: dict[str, float]
@@ -38,14 +39,45 @@ class Engine(Protocol):
         """Vision, prefill and all denoise steps. noise: [horizon, action width]. Errors as `run`."""
         ...
 
+    def denoise(self, noise: Floats, schedule: Schedule) -> Decision:
+        """The denoise steps alone, over keys and values of the last `decide`, as real-time chunking needs
+        them. Errors as `run`, and EngineError before any `decide`."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the engine holds of the device. It cannot be used afterwards."""
+        ...
+
 
 def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
-    """Loads verified engine files (component -> path). Errors: TargetError, EngineError."""
-    if target not in TARGETS:
-        raise TargetError(
-            f"unknown target {target!r} found, one of {sorted(TARGETS)} expected; choose one of these, or "
-            "update pi05-runtime"
-        )
-    from pi05_runtime.engines.ort import OrtEngine
+    """Loads verified engine files (component, or `prefix` -> path). Errors: TargetError, EngineError."""
+    kind = find_target(target).engine
+    if kind == "ort":
+        from pi05_runtime.engines.ort import OrtEngine
 
-    return OrtEngine(files, signatures)
+        return OrtEngine(files, signatures)
+    from pi05_runtime.engines.driver import CudaDevice
+    from pi05_runtime.engines.graph_engine import GraphEngine
+    from pi05_runtime.engines.tensorrt import TensorRTProgram
+
+    with ExitStack() as opened:
+        device = opened.enter_context(closing(CudaDevice()))
+        program = opened.enter_context(closing(TensorRTProgram(kind, files, signatures, device)))
+        engine = GraphEngine(device, program, signatures)
+        opened.pop_all()
+    return engine
+
+
+def check_finite(component: str, outputs: Mapping[str, Floats]) -> None:
+    """Errors: EngineError naming the first output that has a NaN or an infinity."""
+    for name, output in outputs.items():
+        if not (finite := np.isfinite(output)).all():
+            raise EngineError(
+                f"{component}: {name} has {np.count_nonzero(~finite)} non-finite numbers of {output.size}, "
+                "none expected; do not act on this decision, and run `pi05 selftest` on this bundle"
+            )
+
+
+def no_cache() -> EngineError:
+    """What `denoise` raises while there is no decision whose keys and values it could use."""
+    return EngineError("denoise: no keys and values found, those of a decision expected; call `decide` first")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.engines import Decision
+from pi05_runtime.engines import Decision, check_finite, no_cache
 from pi05_runtime.errors import EngineError, TargetError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.preprocess import Inputs
@@ -48,6 +48,7 @@ class OrtEngine:
         self._sessions = {name: open_session(path) for name, path in files.items()}
         for name, session in self._sessions.items():
             _check_signature(name, session, signatures[name])
+        self._cache: Mapping[str, npt.NDArray[np.generic]] | None = None
 
     def run(self, component: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Floats]:
         session = self._sessions[component]
@@ -59,29 +60,33 @@ class OrtEngine:
                 f"{component}: ONNX Runtime failed: {error}; run `pi05 selftest` on this bundle"
             ) from error
         named = dict(zip(names, outputs, strict=True))
-        for name, output in named.items():
-            if not (finite := np.isfinite(output)).all():
-                raise EngineError(
-                    f"{component}: {name} has {np.count_nonzero(~finite)} non-finite numbers of "
-                    f"{output.size}, none expected; do not act on this decision, and run `pi05 selftest` "
-                    "on this bundle"
-                )
+        check_finite(component, named)
         return named
 
     def decide(self, inputs: Inputs, noise: Floats, schedule: Schedule) -> Decision:
+        self._cache = None
         marks = [time.perf_counter()]
         vision = self.run("vision", {"images": inputs.images})
         marks.append(time.perf_counter())
         length = np.asarray(inputs.prefix_length, np.int32)
         prompt = {"prompt_embeddings": inputs.prompt_embeddings, "prefix_length": length}
-        cache = self.run("prefill", vision | prompt)
+        self._cache = self.run("prefill", vision | prompt) | {"prefix_length": length}
         marks.append(time.perf_counter())
-        x, fixed = noise, cache | {"prefix_length": length, "dt": np.asarray(schedule.dt)}
+        steps = self.denoise(noise, schedule)
+        vision_ms, prefill_ms = (np.diff(marks) * 1e3).tolist()
+        return Decision(steps.actions, {"vision": vision_ms, "prefill": prefill_ms} | steps.milliseconds)
+
+    def denoise(self, noise: Floats, schedule: Schedule) -> Decision:
+        if self._cache is None:
+            raise no_cache()
+        start = time.perf_counter()
+        x, fixed = noise, dict(self._cache) | {"dt": np.asarray(schedule.dt)}
         for modulation in schedule.modulation:
             x = self.run("denoise", fixed | {"x": x, "modulation": modulation})["x_next"]
-        marks.append(time.perf_counter())
-        spent = np.diff(marks) * 1e3
-        return Decision(x, dict(zip(("vision", "prefill", "denoise"), spent.tolist(), strict=True)))
+        return Decision(x, {"denoise": (time.perf_counter() - start) * 1e3})
+
+    def close(self) -> None:
+        self._sessions, self._cache = {}, None
 
 
 def open_session(path: Path) -> Session:

@@ -1,0 +1,57 @@
+"""One attempt: the library in a process of its own, which may crash or hang and take nothing along."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import msgspec
+
+from pi05_runtime.build.contract import Done, Refused, Request
+
+WORKER = (sys.executable, "-m", "pi05_runtime.build.worker")
+
+
+def run_attempt(request: Request, minutes: float) -> Done | Refused:
+    """The worker's answer, or what became of it: a crash, or the time limit.
+
+    However this ends, by Ctrl-C too, the worker and all that it started are gone.
+    """
+    process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        answer, _ = process.communicate(msgspec.json.encode(request), timeout=minutes * 60)
+    except subprocess.TimeoutExpired:
+        return Refused(f"time limit of {minutes:g} minutes")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode < 0:
+        return Refused(f"exit by signal {-process.returncode}")
+    if process.returncode:
+        return Refused(f"exit with status {process.returncode}")
+    try:
+        return msgspec.json.decode(answer, type=Done | Refused)
+    except msgspec.DecodeError:
+        return Refused("exit without an answer")
+
+
+@contextmanager
+def ended_by_sigterm() -> Generator[None]:
+    """Lets SIGTERM end the body as an exception, so that its clean-up runs, where nothing handles it yet."""
+    plain = threading.current_thread() is threading.main_thread()
+    if not plain or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)

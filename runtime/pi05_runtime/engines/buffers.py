@@ -1,0 +1,56 @@
+"""Arrays as the GPU holds them: raw bytes of a port's dtype, with activations as bf16."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pi05_runtime.engines.driver import Bytes
+from pi05_runtime.errors import EngineError
+from pi05_runtime.geometry import Port
+from pi05_runtime.tensors import Floats
+
+STORED = {"float32": np.dtype(np.float32), "int32": np.dtype(np.int32), "activation": np.dtype(np.uint16)}
+
+
+def byte_size(port: Port, shape: tuple[int, ...]) -> int:
+    """Bytes of the port's array. shape: its own, with no symbol left."""
+    return math.prod(shape) * STORED[port.dtype].itemsize
+
+
+def encode(port: Port, shape: tuple[int, ...], values: npt.NDArray[np.generic]) -> Bytes:
+    """Contiguous bytes of `values`; an activation is rounded to bf16, to nearest even.
+
+    Errors: EngineError if the shape is not `shape`, because a copy would then read or write elsewhere.
+    """
+    if values.shape != shape:
+        raise EngineError(
+            f"{port.name}: shape {list(values.shape)} found, {list(shape)} expected; pass arrays as the "
+            "bundle's geometry has them"
+        )
+    if port.dtype == "activation":
+        stored = to_bf16(values.astype(np.float32, copy=False))
+    else:
+        stored = values.astype(STORED[port.dtype], copy=False)
+    return np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+
+
+def decode(port: Port, shape: tuple[int, ...], raw: Bytes) -> Floats:
+    """The port's array as float32 [*shape], a copy; exact for bf16."""
+    if port.dtype == "activation":
+        return from_bf16(raw.view(np.uint16)).reshape(shape)
+    return raw.view(STORED[port.dtype]).astype(np.float32).reshape(shape)
+
+
+def to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+    """bf16 bits of float32 values, rounded to nearest even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    # The carry of a NaN would make it an infinity, or a zero.
+    rounded[np.isnan(values)] = 0x7FC0
+    return rounded
+
+
+def from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
+    """A bf16 is the upper half of a float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,62 @@
+"""Locks: the exact library and chip that a target's engines are built with, and run with.
+
+A TensorRT engine belongs to one four-part version and one compute capability; anything else is refused
+here, with both values, before a builder or a runtime gets to say it in its own words.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import msgspec
+
+from pi05_runtime.errors import TargetError
+from pi05_runtime.targets import find_target
+
+
+class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """library: a Python module, at exactly `version`. compute_capability: of the GPU, None for a CPU."""
+
+    library: str
+    version: str
+    compute_capability: str | None
+
+
+def check_library(target: str, lock: Lock, advice: str) -> None:
+    """Errors: TargetError if this machine has another version of the target's library, or none, or if the
+    lock is another chip's. advice: what to do about the version."""
+    if (wanted := find_target(target).compute_capability) != lock.compute_capability:
+        raise TargetError(
+            f"{target} is compute capability {wanted}, its lock says {lock.compute_capability}: correct "
+            "the lock"
+        )
+    if (found := installed_version(lock.library)) != lock.version:
+        raise TargetError(
+            f"{target} is locked to {lock.library} {lock.version}, this machine has {found or 'none'}: "
+            f"{advice}"
+        )
+
+
+def check_device(target: str) -> None:
+    """Errors: TargetError unless this machine has the target's GPU, or the target needs none."""
+    wanted = find_target(target).compute_capability
+    if wanted is not None and (found := device_capability()) != wanted:
+        raise TargetError(
+            f"{target} needs a GPU of compute capability {wanted}, this machine has {found or 'no GPU'}: "
+            "choose the target of this device, or go to one that has it"
+        )
+
+
+def installed_version(library: str) -> str | None:
+    """The version of a library as it states it itself; None if it does not import."""
+    try:
+        module: Any = import_module(library)
+    except ImportError:
+        return None
+    return str(module.__version__)
+
+
+def device_capability() -> str | None:
+    """The compute capability of this machine's GPU, for example "11.0"; None without GPU or driver."""
+    from pi05_runtime.engines.driver import compute_capability
+
+    return compute_capability()

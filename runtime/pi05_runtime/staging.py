@@ -1,0 +1,34 @@
+"""Files and folders that appear whole or not at all."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`, renamed to `path` when the body succeeds.
+
+    When the body fails or the process is told to end, the temporary folder goes and `path` stays as it
+    was. The old folder is renamed away before the new one takes its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes `data` under a temporary name and renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(data)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""Engines that a device builds itself: built for real, held to the golden sample, tied to their bundle.
+
+There is no GPU here, so what answers for the engines is the CPU's twin: `device` says what is stood in for.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pi05_runtime import lock as lock_module
+from pi05_runtime import load, policy
+from pi05_runtime.build import BuildOptions
+from pi05_runtime.engines import Engine
+from pi05_runtime.engines.ort import OrtEngine
+from pi05_runtime.errors import BundleError, GateError, TargetError
+from pi05_runtime.geometry import COMPONENTS, Signature
+from pi05_runtime.manifest import read_manifest
+from pi05_runtime.rebuild import reason_to_rebuild, rebuild
+from pi05_runtime.rebuilt import RECORD, Rebuilt
+from tests.runtime.bundle_edits import edited, onnx_file
+
+RTX = "sm120-rtx"
+OPTIONS = BuildOptions(minutes=5, workspace_gib=1, timing_cache=None)
+
+
+@pytest.fixture
+def device(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with the target's GPU, on which the fp32 twins answer in place of the engines."""
+    twins = {c: bundle / onnx_file(bundle, c, "fp32.onnx") for c in COMPONENTS}
+
+    def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
+        assert target == RTX and all(path.stat().st_size > 1000 for path in files.values())
+        return OrtEngine(twins, signatures)
+
+    monkeypatch.setattr(lock_module, "device_capability", lambda: "12.0")
+    monkeypatch.setattr(policy, "open_engine", open_engine)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    assert reason_to_rebuild(read_manifest(bundle), RTX) == f"the bundle has no engines for {RTX}"
+    record = rebuild(bundle, RTX, out, OPTIONS)
+    assert [attempt.outcome for e in record.engines.values() for attempt in e.attempts] == ["built"] * 3
+    assert record.engines["prefill"].layers["fp8"] == 9
+    assert all(score.cosine >= score.threshold for score in record.golden)
+    assert {s.steps for s in record.golden} == set(read_manifest(bundle).golden.steps)
+    assert load(bundle, RTX, engines=out).steps == 10
+
+
+def test_without_the_gpu_nothing_is_built(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"sm120-rtx needs .* 12\.0, this machine has no GPU"):
+        rebuild(bundle, RTX, tmp_path / "engines", OPTIONS)
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.usefixtures("device")
+def test_engines_that_fail_the_golden_sample_are_not_kept(bundle: Path, tmp_path: Path) -> None:
+    with edited(bundle) as manifest:
+        manifest["golden"]["cosine"] = 0.9999999
+    out = tmp_path / "engines"
+    with pytest.raises(GateError, match="self-test of sm120-rtx failed"):
+        rebuild(bundle, RTX, out, OPTIONS)
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+@pytest.mark.usefixtures("device")
+def test_damaged_onnx_is_refused_before_it_is_parsed(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / onnx_file(bundle, "prefill", "bf16.onnx")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"prefill/fp8/bf16\.onnx: \d+ bytes found"):
+        rebuild(bundle, RTX, tmp_path / "engines", OPTIONS)
+
+
+@pytest.mark.usefixtures("device")
+def test_rebuilt_engines_belong_to_one_bundle_and_target(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    record = rebuild(bundle, RTX, out, OPTIONS)
+    with pytest.raises(TargetError, match="engines for sm120-rtx found, sm89-rtx expected"):
+        load(bundle, "sm89-rtx", engines=out)
+    engine = out / record.engines["denoise"].file
+    data = engine.read_bytes()
+    engine.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"sha256 .* found.*run `pi05 rebuild` again"):
+        load(bundle, RTX, engines=out)
+    engine.write_bytes(data)
+    other = shutil.copytree(bundle, tmp_path / "other")
+    with edited(other) as manifest:
+        manifest["version"] = "9"
+    with pytest.raises(BundleError, match="built from the bundle with manifest"):
+        load(other, RTX, engines=out)
+    (out / RECORD).write_text("{}")
+    with pytest.raises(BundleError, match=r"rebuilt\.json: .*run `pi05 rebuild` again"):
+        load(bundle, RTX, engines=out)
+
+
+@pytest.mark.usefixtures("device")
+def test_another_version_of_the_library_is_refused_with_both(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    record = rebuild(bundle, RTX, out, OPTIONS)
+    old = msgspec.structs.replace(record, lock=msgspec.structs.replace(record.lock, version="1.0.0.1"))
+    (out / RECORD).write_bytes(msgspec.json.encode(old))
+    assert msgspec.json.decode((out / RECORD).read_bytes(), type=Rebuilt) == old
+    with pytest.raises(TargetError, match=r"tensorrt_rtx 1\.0\.0\.1, this machine has .*`pi05 rebuild`"):
+        load(bundle, RTX, engines=out)
+
+
+def test_a_target_that_compiles_nothing_has_nothing_to_rebuild(bundle: Path) -> None:
+    with pytest.raises(TargetError, match="it runs the bundle's ONNX as it is"):
+        reason_to_rebuild(read_manifest(bundle), "cpu-ort")
+
+
+def test_a_missing_library_is_named(bundle: Path) -> None:
+    with pytest.raises(TargetError, match="tensorrt does not import here"):
+        reason_to_rebuild(read_manifest(bundle), "sm110-trt")
