@@ -18,6 +18,8 @@ ROWS = {
     "int8": ("int8", "int8", "int8"),
     "fp8": ("fp8", "fp8", "fp8"),
     "fp8, vision bf16": ("bf16", "fp8", "fp8"),
+    "nvfp4, vision bf16": ("bf16", "nvfp4", "nvfp4"),
+    "nvfp4": ("nvfp4", "nvfp4", "nvfp4"),
     "int4, vision bf16": ("bf16", "int4", "int4"),
     "int4": ("int4", "int4", "int4"),
 }

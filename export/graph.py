@@ -107,7 +107,8 @@ def _rename(model: onnx_ir.Model, component: str) -> onnx_ir.Model:
     `<component>.<layer>.MatMul`. Drops stack traces and paths, so that the same weights give the same bytes
     on any machine."""
     graph = model.graph
-    layers = {id(value): name.removesuffix(".weight") for name, value in graph.initializers.items()}
+    weights = {name: value for name, value in graph.initializers.items() if name.endswith(".weight")}
+    layers = {id(value): name.removesuffix(".weight") for name, value in weights.items()}
     for value in list(graph.initializers.values()):
         value.name = f"{component}.{value.name}"
     model.metadata_props.clear()

@@ -15,6 +15,7 @@ functions of ordinary operators, local to the model, over the same bytes.
 """
 
 import math
+from itertools import pairwise
 
 import onnx
 import torch
@@ -25,6 +26,8 @@ BLOCK = 16
 """Inputs that share one FP8 scale."""
 GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the codes 0 to 7 stand for; 8 to 15 are the same, negative."""
+ROWS = 1024
+"""Rows of a weight that are encoded at a time, so that no second copy of it in fp32 is ever held."""
 LARGEST = 6.0 * 448.0
 """The largest E2M1 number times the largest FP8 scale: what a tensor scale of 1 reaches."""
 
@@ -41,24 +44,33 @@ def tensor_scale(amax: float) -> float:
 
 def e2m1_codes(values: Tensor) -> Tensor:
     """The uint8 code of the number nearest to each value, a tie going to the even code; beyond 6 is 6."""
-    magnitude = values.abs().clamp(max=GRID[-1])
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    nearest = (magnitude / step).round_() * step
-    codes = torch.bucketize(nearest, torch.tensor(GRID), out_int32=True).to(torch.uint8)
-    return codes + 8 * (values < 0).to(torch.uint8)
+    magnitude = values.abs()
+    codes = (values < 0).to(torch.uint8) * 8
+    for code, (below, above) in enumerate(pairwise(GRID)):
+        middle = (below + above) / 2
+        codes += magnitude >= middle if code % 2 else magnitude > middle
+    return codes
 
 
 def encode(weight: Tensor, scale: float) -> tuple[bytes, bytes]:
     """(codes of [in, out], two a byte and the low half first; FP8 scales of [in / 16, out]) of a weight
-    fp32 [out, in]. scale: the weight's tensor scale."""
+    [out, in]. scale: the weight's tensor scale."""
+    parts = [_encode_rows(rows.float(), scale) for rows in weight.split(ROWS)]
+    codes, scales = (torch.cat(tensors).t().contiguous() for tensors in zip(*parts, strict=True))
+    pairs = codes.view(-1, 2)
+    packed = pairs[:, 0] | (pairs[:, 1] << 4)
+    return packed.numpy().tobytes(), scales.numpy().tobytes()
+
+
+def _encode_rows(weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(codes [rows, in], scales as bytes [rows, in / 16]), both uint8."""
     blocks = weight.unflatten(-1, (-1, BLOCK))
     scales = (blocks.abs().amax(-1) / GRID[-1] / scale).clamp(max=448).to(torch.float8_e4m3fn)
-    step = scales.float().mul_(scale).unsqueeze(-1)
-    # A block of zeros, or so small that its scale is: any code would stand for zero.
-    codes = e2m1_codes(torch.where(step > 0, blocks / step, 0.0)).flatten(-2)
-    pairs = codes.t().contiguous().view(-1, 2)
-    packed = pairs[:, 0] | (pairs[:, 1] << 4)
-    return packed.numpy().tobytes(), scales.view(torch.uint8).t().contiguous().numpy().tobytes()
+    step = scales.float() * scale
+    # A block of zeros, or so small that its scale is: any code stands for zero, and this gives code 0.
+    step[step == 0] = torch.inf
+    codes = e2m1_codes(blocks / step.unsqueeze(-1)).flatten(-2)
+    return codes, scales.view(torch.uint8)
 
 
 def expand_for_tensorrt(model: ModelProto) -> ModelProto:
@@ -101,7 +113,7 @@ def _round_nodes(node: NodeProto) -> list[NodeProto]:
         "TRT_FP4DynamicQuantize",
         [x, scale],
         [codes, scales],
-        f"{node.name}.TRT_FP4DynamicQuantize",
+        f"{node.output[0]}.TRT_FP4DynamicQuantize",
         domain=TENSORRT_DOMAIN,
         axis=-1,
         block_size=BLOCK,
@@ -116,11 +128,17 @@ def _restore_nodes(node: NodeProto) -> list[NodeProto]:
 
 
 def _two_levels(node: NodeProto, codes: str, scales: str, scale: str, axis: int) -> list[NodeProto]:
-    step, name = f"{node.output[0]}.step", f"{node.name}.DequantizeLinear"
+    restored = node.output[0]
+    step = f"{restored}.step"
     return [
-        helper.make_node("DequantizeLinear", [scales, scale], [step], f"{node.name}.step.DequantizeLinear"),
+        helper.make_node("DequantizeLinear", [scales, scale], [step], f"{step}.DequantizeLinear"),
         helper.make_node(
-            "DequantizeLinear", [codes, step], [node.output[0]], name, axis=axis, block_size=BLOCK
+            "DequantizeLinear",
+            [codes, step],
+            [restored],
+            f"{restored}.DequantizeLinear",
+            axis=axis,
+            block_size=BLOCK,
         ),
     ]
 
@@ -129,24 +147,18 @@ def _uses(model: ModelProto, domain: str) -> bool:
     return any(node.domain == domain for node in model.graph.node)
 
 
-_GRID = ", ".join(str(x) for x in (*GRID, *(-x for x in GRID)))
+_NUMBERS = (*GRID, *(-x for x in GRID))
+_PAIRS = ", ".join(f"{_NUMBERS[byte & 15]}, {_NUMBERS[byte >> 4]}" for byte in range(256))
 FUNCTIONS = (
     onnx.parser.parse_function(f"""
     <domain: "{DOMAIN}", opset_import: ["" : 22]>
     {RESTORE} (codes, block_scales, scale) => (weight) {{
-        half = Constant <value = uint8[1] {{15}}> ()
-        bits = Constant <value = uint8[1] {{4}}> ()
-        grid = Constant <value = float[16] {{{_GRID}}}> ()
         inner = Constant <value_ints = [1]> ()
         last = Constant <value_ints = [-1]> ()
         size = Constant <value_ints = [{BLOCK}]> ()
-        low = BitwiseAnd (codes, half)
-        high = BitShift <direction = "RIGHT"> (codes, bits)
-        low_column = Unsqueeze (low, last)
-        high_column = Unsqueeze (high, last)
-        pairs = Concat <axis = -1> (low_column, high_column)
-        index = Cast <to = 6> (pairs)
-        numbers = Gather (grid, index)
+        pairs = Constant <value = float[256, 2] {{{_PAIRS}}}> ()
+        index = Cast <to = 6> (codes)
+        numbers = Gather (pairs, index)
         rows = Shape <start = 0, end = 1> (block_scales)
         out = Shape <start = 1, end = 2> (block_scales)
         blocked = Concat <axis = 0> (rows, size, out)

@@ -12,7 +12,7 @@ from export.gates import ACTIONS
 from export.observations import NOISE_SEED, Observations, preprocessor, seeded_noise
 from export.params import load_params
 from export.stage import progress, run_stage
-from pi05_runtime.geometry import COMPONENTS, PREFIX
+from pi05_runtime.geometry import COMPONENTS, PREFIX, decision_networks
 from pi05_runtime.tables import read_schedule
 from validate.metrics import Answers, judge
 
@@ -20,8 +20,8 @@ from validate.metrics import Answers, judge
 def main(target: str) -> None:
     params, d = load_params(), read_description()
     reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
-    whole = [PREFIX] if target in params.build.whole_prefix else []
-    engine, judged = open_judged(target, [*COMPONENTS, *whole])
+    networks = decision_networks([PREFIX] if target in params.build.whole_prefix else COMPONENTS)
+    engine, judged = open_judged(target, networks)
     schedules = {n: read_schedule(TABLES / SCHEDULE, n) for n in params.gates.steps}
     answers: dict[str, list[np.ndarray]] = {f"actions.{n}": [] for n in schedules}
     for i in progress(range(reference.count), desc="actions"):

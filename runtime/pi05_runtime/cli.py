@@ -93,7 +93,8 @@ def rebuild(arguments: argparse.Namespace) -> None:
 
 
 def _summary(manifest: Manifest, present: list[str]) -> list[str]:
-    interface, components = manifest.interface, manifest.components
+    interface = manifest.interface
+    recipes = [f"{c} {' or '.join(v.recipe for v in vs)}" for c, vs in manifest.components.items()]
     size = sum(manifest.files[name].size for name in present)
     gates = [
         f"gate     {target} {name} ({gate.judged}): cosine {gate.cosine:.6f} >= {gate.threshold}"
@@ -104,7 +105,7 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
         f"{manifest.name} {manifest.version} ({manifest.license}), schema {manifest.schema}",
         f"files    {len(present)} of {len(manifest.files)} present and intact, {size / 1e6:.1f} MB",
         f"targets  {', '.join(manifest.targets)}",
-        f"recipes  {', '.join(f'{c} {" or ".join(v.recipe for v in vs)}' for c, vs in components.items())}",
+        f"recipes  {', '.join(recipes)}",
         f"cameras  {', '.join(interface.cameras)}; prompt format {interface.prompt_format}",
         f"actions  {interface.horizon} x {interface.action_dims}; steps {list(manifest.steps)}, "
         f"default {manifest.default_steps}; prompt buckets {list(manifest.prompt_buckets)}",

@@ -4,6 +4,7 @@ Nothing in the project knows a width as a constant: the real model, the demo and
 of the tests differ only in the `Geometry` they carry.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,11 @@ COMPONENTS = ("vision", "prefill", "denoise")
 PREFIX = "prefix"
 """Vision and prefill compiled as one network: an engine's option, not a fourth component."""
 FUSED = {PREFIX: ("vision", "prefill")}
+
+
+def decision_networks(available: Collection[str]) -> tuple[str, ...]:
+    """What a decision runs, of the networks that a target has: `prefix` takes the place of its parts."""
+    return (PREFIX, "denoise") if PREFIX in available else COMPONENTS
 
 
 class Vision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

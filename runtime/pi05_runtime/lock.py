@@ -4,11 +4,9 @@ A TensorRT engine belongs to one four-part version and one compute capability; a
 here, with both values, before a builder or a runtime gets to say it in its own words.
 """
 
-from importlib import import_module
-from typing import Any
-
 import msgspec
 
+from pi05_runtime.engines.library import load_library
 from pi05_runtime.errors import TargetError
 from pi05_runtime.targets import find_target
 
@@ -49,10 +47,9 @@ def check_device(target: str) -> None:
 def installed_version(library: str) -> str | None:
     """The version of a library as it states it itself; None if it does not import."""
     try:
-        module: Any = import_module(library)
-    except ImportError:
+        return str(load_library(library).__version__)
+    except TargetError:
         return None
-    return str(module.__version__)
 
 
 def device_capability() -> str | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, Engine, open_engine
 from pi05_runtime.errors import BundleError, ObservationError
-from pi05_runtime.geometry import signature
+from pi05_runtime.geometry import COMPONENTS, PREFIX, decision_networks, signature
 from pi05_runtime.lock import check_device, check_library
 from pi05_runtime.manifest import Manifest, read_manifest, shared_files
 from pi05_runtime.preprocess import Preprocessor
@@ -52,10 +52,11 @@ class Policy:
             geometry, interface, manifest.prompt_buckets, path / manifest.tokenizer, table
         )
         views, horizon = len(interface.cameras), interface.horizon
+        networks = decision_networks(entry.engines)
         engine = open_engine(
             target,
-            {name: folder / built.file for name, built in entry.engines.items()},
-            {name: signature(name, geometry, views, horizon) for name in entry.engines},
+            {name: folder / entry.engines[name].file for name in networks},
+            {name: signature(name, geometry, views, horizon) for name in (*COMPONENTS, PREFIX)},
         )
         steps = manifest.default_steps if steps is None else steps
         return cls(path, manifest, preprocess, engine, steps)

@@ -1,13 +1,13 @@
 """Files and folders that appear whole or not at all."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path) -> Generator[Path]:
     """Yields an empty temporary folder beside `path`, renamed to `path` when the body succeeds.
 
     When the body fails or the process is told to end, the temporary folder goes and `path` stays as it

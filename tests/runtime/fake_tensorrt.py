@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pi05_runtime.geometry import Signature
+from pi05_runtime.geometry import Signature, fixed_shape
 
 Tensor = dict[str, Any]
 
@@ -127,22 +127,20 @@ class Engine:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.library, self.engine = engine.library, engine
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.profile = 0
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
         return self.library.accepts("profile", profile, stream)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
         return self.library.accepts("shape", name, shape)
 
     def infer_shapes(self) -> list[str]:
         return [] if self.library.accepts("infer") else ["x"]
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        """Of an output: its first dynamic size is that of the profile's best shape plus nothing."""
-        sizes = [s for shape in self.shapes.values() for s in shape]
-        return self.engine.tensors[name].get("inferred") or self.engine.get_tensor_shape(name) or sizes
+        return self.engine.tensors[name]["inferred"][self.profile]
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self.library.accepts("memory", memory, size)
@@ -161,25 +159,24 @@ class Context:
 DTYPES = {"float32": "FLOAT", "activation": "BF16", "int32": "INT32"}
 
 
-def describe(signature: Signature, buckets: list[int], image_tokens: int, memory: int = 512) -> dict[str, Any]:
+def describe(
+    signature: Signature, buckets: list[int], image_tokens: int, memory: int = 512
+) -> dict[str, Any]:
     """The engine that a right builder makes of a signature, with one profile a prompt bucket."""
-    sizes = {"prompt": 0, "prefix": image_tokens}
     tensors: dict[str, Tensor] = {}
     profiles: list[dict[str, list[list[int]]]] = [{} for _ in buckets]
     for mode, ports in (("INPUT", signature.inputs), ("OUTPUT", signature.outputs)):
         for port in ports:
-            shape = [-1 if isinstance(s, str) else s for s in port.shape]
             tensors[port.name] = {
                 "mode": mode,
                 "dtype": DTYPES[port.dtype],
                 "place": "DEVICE",
-                "shape": shape,
-                "inferred": [sizes[s] + buckets[0] if isinstance(s, str) else s for s in port.shape],
+                "shape": [-1 if isinstance(s, str) else s for s in port.shape],
+                "inferred": [fixed_shape(port, bucket, image_tokens) for bucket in buckets],
             }
-            if -1 in shape and mode == "INPUT":
-                for profile, bucket in zip(profiles, buckets, strict=True):
-                    fixed = [sizes[s] + bucket if isinstance(s, str) else s for s in port.shape]
-                    profile[port.name] = [fixed] * 3
+            if mode == "INPUT" and -1 in tensors[port.name]["shape"]:
+                for profile, shape in zip(profiles, tensors[port.name]["inferred"], strict=True):
+                    profile[port.name] = [shape] * 3
     return {"tensors": tensors, "profiles": profiles, "memory": memory}
 
 

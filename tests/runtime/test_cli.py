@@ -66,14 +66,14 @@ def test_inspect_json_is_the_manifest(pi05: Pi05, bundle: Path) -> None:
 
 
 def test_inspect_of_a_partial_bundle_counts_its_files(pi05: Pi05, bundle: Path) -> None:
-    (bundle / "onnx" / "vision" / "bf16.onnx").unlink()
+    (bundle / onnx_file(bundle, "vision", "bf16.onnx")).unlink()
     count = len(read_manifest(bundle).files)
     code, out, _ = pi05("inspect", bundle)
     assert code == 0 and f"{count - 1} of {count} present" in out
 
 
 def test_inspect_checks_files_that_no_target_needs(pi05: Pi05, bundle: Path) -> None:
-    path = bundle / "onnx" / "vision" / "table.json"
+    path = bundle / onnx_file(bundle, "vision", "table.json")
     path.write_bytes(path.read_bytes()[:-1] + b" ")
     code, out, error = pi05("inspect", bundle)
     assert (code, out) == (5, "") and "table.json: sha256" in error

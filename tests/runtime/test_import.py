@@ -15,7 +15,20 @@ from tests.pipeline import ROOT, TARGET
 RUNTIME = ROOT / "runtime"
 SOURCES = sorted((RUNTIME / "pi05_runtime").rglob("*.py"))
 PIPELINE = {"export", "validate", "demo", "tests", "torch", "onnx", "modelopt", "tensorrt"}
-LAZY = {"numpy", "onnxruntime", "PIL", "safetensors", "sentencepiece", "msgspec", "tqdm"}
+LAZY = {
+    "cuda",
+    "numpy",
+    "onnxruntime",
+    "PIL",
+    "safetensors",
+    "sentencepiece",
+    "tensorrt_rtx",
+    "msgspec",
+    "tqdm",
+}
+# Modules whose distribution has another name; TensorRT itself comes with JetPack and is in no extra.
+DISTRIBUTIONS = {"PIL": "pillow", "cuda": "cuda-python", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+ON_THE_DEVICE = {"tensorrt"}
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +85,9 @@ print("acted")
 def test_source_imports_only_what_is_declared(source: Path, project: dict[str, Any]) -> None:
     declared = names(project["dependencies"])
     if source.parent.name == "engines":
-        declared = declared.union(*map(names, project["optional-dependencies"].values()))
+        declared = declared.union(ON_THE_DEVICE, *map(names, project["optional-dependencies"].values()))
     third_party = imports(source) - sys.stdlib_module_names - {"pi05_runtime"}
-    assert {"pillow" if name == "PIL" else name for name in third_party} <= declared
+    assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 
 
 def test_dependencies_are_few_and_all_used(project: dict[str, Any]) -> None:

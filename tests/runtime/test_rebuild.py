@@ -4,14 +4,14 @@ There is no GPU here, so what answers for the engines is the CPU's twin: `device
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pi05_runtime import lock as lock_module
 from pi05_runtime import load, policy
+from pi05_runtime import lock as lock_module
 from pi05_runtime.build import BuildOptions
 from pi05_runtime.engines import Engine
 from pi05_runtime.engines.ort import OrtEngine
@@ -26,35 +26,57 @@ RTX = "sm120-rtx"
 OPTIONS = BuildOptions(minutes=5, workspace_gib=1, timing_cache=None)
 
 
-@pytest.fixture
-def device(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def device(workspace: Path) -> Iterator[None]:
     """A machine with the target's GPU, on which the fp32 twins answer in place of the engines."""
+    bundle = workspace / "artifacts" / "bundle"
     twins = {c: bundle / onnx_file(bundle, c, "fp32.onnx") for c in COMPONENTS}
 
     def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
         assert target == RTX and all(path.stat().st_size > 1000 for path in files.values())
         return OrtEngine(twins, signatures)
 
-    monkeypatch.setattr(lock_module, "device_capability", lambda: "12.0")
-    monkeypatch.setattr(policy, "open_engine", open_engine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock_module, "device_capability", lambda: "12.0")
+        patch.setattr(policy, "open_engine", open_engine)
+        yield
 
 
-@pytest.mark.usefixtures("device")
-def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "engines"
-    assert reason_to_rebuild(read_manifest(bundle), RTX) == f"the bundle has no engines for {RTX}"
-    record = rebuild(bundle, RTX, out, OPTIONS)
-    assert [attempt.outcome for e in record.engines.values() for attempt in e.attempts] == ["built"] * 3
-    assert record.engines["prefill"].layers["fp8"] == 9
-    assert all(score.cosine >= score.threshold for score in record.golden)
-    assert {s.steps for s in record.golden} == set(read_manifest(bundle).golden.steps)
-    assert load(bundle, RTX, engines=out).steps == 10
+@pytest.fixture(scope="module")
+def engines(workspace: Path, device: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines rebuilt from the pristine bundle. Copy them to change them."""
+    out = tmp_path_factory.mktemp("rebuilt") / "engines"
+    rebuild(workspace / "artifacts" / "bundle", RTX, out, OPTIONS)
+    return out
 
 
-def test_without_the_gpu_nothing_is_built(bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def own(engines: Path, tmp_path: Path) -> Path:
+    """Rebuilt engines of one's own, to damage."""
+    return shutil.copytree(engines, tmp_path / "engines")
+
+
+def record(folder: Path) -> Rebuilt:
+    return msgspec.json.decode((folder / RECORD).read_bytes(), type=Rebuilt)
+
+
+def test_without_the_gpu_nothing_is_built(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "device_capability", lambda: None)
     with pytest.raises(TargetError, match=r"sm120-rtx needs .* 12\.0, this machine has no GPU"):
         rebuild(bundle, RTX, tmp_path / "engines", OPTIONS)
-    assert not (tmp_path / "engines").exists()
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, engines: Path) -> None:
+    manifest, made = read_manifest(bundle), record(engines)
+    assert reason_to_rebuild(manifest, RTX) == f"the bundle has no engines for {RTX}"
+    assert [attempt.outcome for e in made.engines.values() for attempt in e.attempts] == ["built"] * 3
+    assert made.engines["prefill"].layers["fp8"] == 9
+    assert {score.steps for score in made.golden} == set(manifest.golden.steps)
+    assert all(score.cosine >= score.threshold for score in made.golden)
+    assert load(bundle, RTX, engines=engines).steps == manifest.default_steps
 
 
 @pytest.mark.usefixtures("device")
@@ -75,37 +97,38 @@ def test_damaged_onnx_is_refused_before_it_is_parsed(bundle: Path, tmp_path: Pat
         rebuild(bundle, RTX, tmp_path / "engines", OPTIONS)
 
 
-@pytest.mark.usefixtures("device")
-def test_rebuilt_engines_belong_to_one_bundle_and_target(bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "engines"
-    record = rebuild(bundle, RTX, out, OPTIONS)
+def test_rebuilt_engines_belong_to_one_target(bundle: Path, engines: Path) -> None:
     with pytest.raises(TargetError, match="engines for sm120-rtx found, sm89-rtx expected"):
-        load(bundle, "sm89-rtx", engines=out)
-    engine = out / record.engines["denoise"].file
+        load(bundle, "sm89-rtx", engines=engines)
+
+
+def test_rebuilt_engines_belong_to_one_bundle(bundle: Path, engines: Path) -> None:
+    with edited(bundle) as manifest:
+        manifest["version"] = "9"
+    with pytest.raises(BundleError, match="built from the bundle with manifest"):
+        load(bundle, RTX, engines=engines)
+
+
+def test_a_tampered_engine_is_not_loaded(bundle: Path, own: Path) -> None:
+    engine = own / record(own).engines["denoise"].file
     data = engine.read_bytes()
     engine.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(BundleError, match=r"sha256 .* found.*run `pi05 rebuild` again"):
-        load(bundle, RTX, engines=out)
-    engine.write_bytes(data)
-    other = shutil.copytree(bundle, tmp_path / "other")
-    with edited(other) as manifest:
-        manifest["version"] = "9"
-    with pytest.raises(BundleError, match="built from the bundle with manifest"):
-        load(other, RTX, engines=out)
-    (out / RECORD).write_text("{}")
+        load(bundle, RTX, engines=own)
+
+
+def test_a_damaged_record_is_refused(bundle: Path, own: Path) -> None:
+    (own / RECORD).write_text("{}")
     with pytest.raises(BundleError, match=r"rebuilt\.json: .*run `pi05 rebuild` again"):
-        load(bundle, RTX, engines=out)
+        load(bundle, RTX, engines=own)
 
 
-@pytest.mark.usefixtures("device")
-def test_another_version_of_the_library_is_refused_with_both(bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "engines"
-    record = rebuild(bundle, RTX, out, OPTIONS)
-    old = msgspec.structs.replace(record, lock=msgspec.structs.replace(record.lock, version="1.0.0.1"))
-    (out / RECORD).write_bytes(msgspec.json.encode(old))
-    assert msgspec.json.decode((out / RECORD).read_bytes(), type=Rebuilt) == old
+def test_another_version_of_the_library_is_refused_with_both(bundle: Path, own: Path) -> None:
+    made = record(own)
+    old = msgspec.structs.replace(made, lock=msgspec.structs.replace(made.lock, version="1.0.0.1"))
+    (own / RECORD).write_bytes(msgspec.json.encode(old))
     with pytest.raises(TargetError, match=r"tensorrt_rtx 1\.0\.0\.1, this machine has .*`pi05 rebuild`"):
-        load(bundle, RTX, engines=out)
+        load(bundle, RTX, engines=own)
 
 
 def test_a_target_that_compiles_nothing_has_nothing_to_rebuild(bundle: Path) -> None:

@@ -4,13 +4,13 @@ What is absent is on purpose. No precision flags and no calibrators: types come 
 refitting, stripped plans or version compatibility: an engine belongs to one version and carries its weights.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from pi05_runtime.build.contract import Request
 from pi05_runtime.errors import EngineError
+from pi05_runtime.staging import write_file
 
 
 def configure(trt: Any, builder: Any, request: Request) -> Any:
@@ -46,26 +46,26 @@ def _set_chip(trt: Any, config: Any, request: Request) -> None:
         )
 
 
-def open_timing_cache(config: Any, request: Request) -> None:
-    """Gives `tensorrt` what earlier builds measured. A cache of another version or GPU is replaced."""
+def open_timing_cache(config: Any, request: Request) -> Any:
+    """Gives `tensorrt` what earlier builds measured. A cache of another version or GPU is replaced.
+
+    Returns the library's cache, which must outlive the build; None where there is none.
+    """
     if (path := _timing_cache(request)) is None:
-        return
-    measured = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(measured), ignore_mismatch=False):
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
         print(f"{path} is of another version or GPU: measuring anew", file=sys.stderr)
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
 
 
 def save_timing_cache(config: Any, request: Request) -> None:
-    """Keeps what this build measured, under a temporary name first."""
+    """Keeps what this build measured."""
     if (path := _timing_cache(request)) is None:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(config.get_timing_cache().serialize())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _timing_cache(request: Request) -> Path | None:

@@ -1,10 +1,12 @@
 """What callers give to the builder and get from it, and what it says to its worker process in JSON."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from pi05_runtime.build.evidence import Evidence
+from pi05_runtime.engines.library import Library
 from pi05_runtime.geometry import Signature
 from pi05_runtime.table import Table
 
@@ -55,11 +57,11 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One attempt, as the worker reads it. library: Python module. parts: in the order of the data; two are
+    """One attempt, as the worker reads it. parts: in the order of the data; two are
     built as one network. profiles: shapes of the inputs that are not fixed, one entry a prompt bucket.
     out: folder for the engine, `<name>.engine`, and its evidence. parent: process that waits for it."""
 
-    library: str
+    library: Library
     compute_capability: str
     name: str
     parts: tuple[Part, ...]
@@ -80,9 +82,9 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The worker's answer otherwise. reason: one line. final: no other rung can change it. detail: for a
-    person, not for the manifest."""
+    """The worker's answer otherwise. reason: one line. final: the error it is at once, where no other rung
+    can change it. detail: for a person, not for the manifest."""
 
     reason: str
-    final: bool = False
+    final: Literal["EngineError", "TargetError"] | None = None
     detail: str = ""

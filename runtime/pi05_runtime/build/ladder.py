@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -29,8 +28,9 @@ from pi05_runtime.build.contract import (
     Refused,
     Request,
 )
+from pi05_runtime.engines.library import Library
 from pi05_runtime.errors import EngineError, TargetError
-from pi05_runtime.geometry import COMPONENTS, PREFIX, Signature, fixed_shape
+from pi05_runtime.geometry import COMPONENTS, FUSED, Signature, fixed_shape
 from pi05_runtime.table import Table
 from pi05_runtime.targets import find_target
 
@@ -55,12 +55,13 @@ def build_engine(
     Errors: TargetError without the target's library; EngineError at once for what no rung can change, and
     after the last rung with every attempt. Nothing but a finished engine is left in `out`.
     """
-    library, capability = _library(target)
+    library, capability = _chip(target)
     name = _engine_name(variants)
     choices = _choices(variants)
     profiles = _profiles(signatures, signatures[name], buckets)
     failed: list[Attempt] = []
     refused = Refused("")
+    out.mkdir(parents=True, exist_ok=True)
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix=".build.", dir=out) as scratch:
         for parts, level in product(choices, LEVELS):
             recipes = {part.component: part.table.recipe for part in parts}
@@ -95,33 +96,30 @@ def build_engine(
                     peak_gb=answer.peak_gb,
                 )
             refused = answer
-            if refused.final:
+            if refused.final == "TargetError":
+                raise TargetError(refused.reason)
+            if refused.final == "EngineError":
                 raise EngineError(f"{target} {name}: {refused.reason}")
             print(f"{rung}: {refused.reason}\n{refused.detail}".rstrip(), file=sys.stderr)
             failed.append(Attempt(recipes, level, refused.reason))
     raise EngineError(_all_failed(target, name, failed, refused.detail))
 
 
-def _library(target: str) -> tuple[str, str]:
-    """(Python module, compute capability) of a target that TensorRT serves."""
+def _chip(target: str) -> tuple[Library, str]:
+    """(library, compute capability) of a target that TensorRT serves."""
     found = find_target(target)
-    if found.compute_capability is None:
-        raise TargetError(f"{target} runs on {found.engine}, which has no engines to build")
-    if find_spec(found.engine) is None:
-        raise TargetError(
-            f"{target} is built with the Python module {found.engine}, which this machine lacks: install the "
-            "version of the target's lock, or build another target"
-        )
+    if found.engine == "ort" or found.compute_capability is None:
+        raise TargetError(f"{target} runs the ONNX as it is: it has no engines to build")
     return found.engine, found.compute_capability
 
 
 def _engine_name(variants: Mapping[str, Sequence[Path]]) -> str:
-    components = sorted(variants)
-    if len(components) == 1 and components[0] in COMPONENTS:
-        return components[0]
-    if components == ["prefill", "vision"]:
-        return PREFIX
-    raise EngineError(f"components {components} found, one of {COMPONENTS}, or vision and prefill, expected")
+    """The network that these components are built as."""
+    networks = {name: {name} for name in COMPONENTS} | {name: set(parts) for name, parts in FUSED.items()}
+    for name, components in networks.items():
+        if components == set(variants):
+            return name
+    raise EngineError(f"components {sorted(variants)} found, those of one of {networks} expected")
 
 
 def _choices(variants: Mapping[str, Sequence[Path]]) -> list[tuple[Part, ...]]:

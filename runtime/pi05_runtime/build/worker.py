@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from pi05_runtime.build.evidence import Evidence, Source, judge
 from pi05_runtime.build.layers import read_layers
 from pi05_runtime.build.network import check_ports, create_network, parse_parts
 from pi05_runtime.build.watch import BuildLog, Progress, library_log, library_progress
-from pi05_runtime.errors import Pi05Error
+from pi05_runtime.engines.library import load_library
+from pi05_runtime.errors import Pi05Error, TargetError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -48,7 +48,7 @@ def build(request: Request, alive: list[Any]) -> Done | Refused:
     Errors: Pi05Error for what no other rung can change, OSError.
     """
     started = time.monotonic()
-    trt: Any = import_module(request.library)
+    trt = load_library(request.library)
     log = BuildLog()
     bridge = library_log(trt, log)
     builder = trt.Builder(bridge)
@@ -57,16 +57,16 @@ def build(request: Request, alive: list[Any]) -> Done | Refused:
     parse_parts(trt, network, bridge, request.parts, alive)
     check_ports(network, request.signature)
     config = configure(trt, builder, request)
-    alive.append(config)
-    open_timing_cache(config, request)
     progress = Progress(f"{request.library} {request.name}")
-    config.progress_monitor = library_progress(trt, progress)
+    monitor = library_progress(trt, progress)
+    config.progress_monitor = monitor
+    alive += [config, monitor, open_timing_cache(config, request)]
     log.errors.clear()
     plan = builder.build_serialized_network(network, config)
     progress.close()
     if plan is None:
         return Refused(f"refused: {plain('; '.join(dict.fromkeys(log.errors)) or 'no reason given')}")
-    evidence = _judge(trt, bridge, plan, log, request)
+    evidence = _judge(trt, bridge, plan, log, request, alive)
     if evidence.faults:
         first, *others = evidence.faults
         more = f", and {len(others)} more layers" if others else ""
@@ -91,20 +91,23 @@ def _answer(request: Request, alive: list[Any]) -> Done | Refused:
     try:
         return build(request, alive)
     except Pi05Error as error:
-        return Refused(str(error), final=True)
+        return Refused(str(error), "TargetError" if isinstance(error, TargetError) else "EngineError")
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return Refused(f"the disk is full: {error}; free space, then build again", final=True)
+            return Refused(f"the disk is full: {error}; free space, then build again", "EngineError")
         traceback.print_exc()
         return Refused(plain(f"{type(error).__name__}: {error}"))
 
 
-def _judge(trt: Any, bridge: Any, plan: Any, log: BuildLog, request: Request) -> Evidence:
+def _judge(trt: Any, bridge: Any, plan: Any, log: BuildLog, request: Request, alive: list[Any]) -> Evidence:
     """By the inspector where this machine can load the engine, else by what the builder logged of it."""
     lines, source = log.layers, "builder log"
-    engine = trt.Runtime(bridge).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(bridge)
+    engine = runtime.deserialize_cuda_engine(plan)
+    alive += [plan, runtime, engine]
     if engine is not None:
         inspector = engine.create_engine_inspector()
+        alive.append(inspector)
         text = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
         lines, source = text.splitlines(), "inspector"
     found: Source = source

@@ -50,7 +50,10 @@ class Engine(Protocol):
 
 
 def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
-    """Loads verified engine files (component, or `prefix` -> path). Errors: TargetError, EngineError."""
+    """Loads verified engine files (component, or `prefix` -> path).
+
+    signatures: of all components and of `prefix`. Errors: TargetError, EngineError.
+    """
     kind = find_target(target).engine
     if kind == "ort":
         from pi05_runtime.engines.ort import OrtEngine

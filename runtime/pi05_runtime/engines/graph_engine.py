@@ -104,7 +104,9 @@ class GraphEngine:
         self._activate()
         signature = self._signatures[component]
         if missing := {port.name for port in signature.inputs} - inputs.keys():
-            raise EngineError(f"{component}: inputs {sorted(inputs)} found, {sorted(missing)} expected too")
+            raise EngineError(
+                f"{component}: inputs {sorted(inputs)} found, {sorted(missing)} expected too; pass all"
+            )
         shapes = self._shapes(component, self._prompt_size(signature, inputs))
         sources = {p.name: encode(p, shapes[p.name], inputs[p.name]) for p in signature.inputs}
         results = {p.name: np.empty(byte_size(p, shapes[p.name]), np.uint8) for p in signature.outputs}

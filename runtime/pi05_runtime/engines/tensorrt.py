@@ -8,35 +8,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from importlib import import_module
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pi05_runtime.engines.driver import Device, compute_capability
 from pi05_runtime.engines.graph_engine import Shapes
-from pi05_runtime.errors import EngineError, TargetError
+from pi05_runtime.engines.library import load_library
+from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 
-Library = Literal["tensorrt", "tensorrt_rtx"]
 DTYPES = {"float32": "FLOAT", "activation": "BF16", "int32": "INT32"}
 REBUILD = "run `pi05 rebuild` on this bundle"
 KEPT_MESSAGES = 5
-
-
-def load_library(library: Library) -> Any:
-    """The library's module. Errors: TargetError if it does not import."""
-    try:
-        return import_module("tensorrt") if library == "tensorrt" else import_module("tensorrt_rtx")
-    except ImportError as error:
-        advice = {
-            "tensorrt": "it comes with JetPack: apt install python3-libnvinfer, and give the virtual "
-            "environment --system-site-packages",
-            "tensorrt_rtx": "pip install 'pi05-runtime[rtx]'",
-        }
-        raise TargetError(
-            f"this target needs {library}, which does not import here ({error}); {advice[library]}"
-        ) from error
 
 
 class Log:
@@ -72,7 +56,7 @@ class TensorRTProgram:
 
     def __init__(
         self,
-        library: Library,
+        library: str,
         files: Mapping[str, Path],
         signatures: Mapping[str, Signature],
         device: Device,

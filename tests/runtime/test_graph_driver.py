@@ -1,0 +1,128 @@
+"""The driver's wrapper where there is no GPU: what it says, and that the bindings have what it calls."""
+
+import enum
+import inspect
+import re
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from pi05_runtime.engines import driver
+from pi05_runtime.engines.driver import CudaDevice, compute_capability
+from pi05_runtime.errors import EngineError, TargetError
+
+
+class CUresult(enum.IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_NOT_KNOWN = 12345
+
+
+class Bindings:
+    """A stand-in for cuda.bindings.driver: every call succeeds with `results`, or gives its `errors`."""
+
+    CUresult = CUresult
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.errors: dict[str, CUresult] = {}
+        self.results: dict[str, tuple[Any, ...]] = {
+            "cuDeviceGetCount": (1,),
+            "cuDeviceGet": (0,),
+            "cuDevicePrimaryCtxRetain": (55,),
+            "cuMemAlloc": (4096,),
+            "cuGraphInstantiate": (66,),
+        }
+        real = import_module("cuda.bindings.driver")
+        self.CUdevice_attribute = real.CUdevice_attribute
+        self.CUstreamCaptureMode, self.CUstream_flags = real.CUstreamCaptureMode, real.CUstream_flags
+
+    def cuGetErrorName(self, error: CUresult) -> tuple[CUresult, bytes | None]:
+        return CUresult.CUDA_SUCCESS, None if error == CUresult.CUDA_ERROR_NOT_KNOWN else error.name.encode()
+
+    def cuGetErrorString(self, error: CUresult) -> tuple[CUresult, bytes | None]:
+        return CUresult.CUDA_SUCCESS, None if error == CUresult.CUDA_ERROR_NOT_KNOWN else b"what CUDA says"
+
+    def cuDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[CUresult, int]:
+        return CUresult.CUDA_SUCCESS, 11 if attribute.name.endswith("MAJOR") else 0
+
+    def __getattr__(self, name: str) -> Any:
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, *arguments))
+            return self.errors.get(name, CUresult.CUDA_SUCCESS), *self.results.get(name, ())
+
+        return function
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Bindings:
+    bindings = Bindings()
+    monkeypatch.setattr(driver, "import_module", lambda name: bindings)
+    return bindings
+
+
+def test_compute_capability(cuda: Bindings) -> None:
+    assert compute_capability() == "11.0"
+
+
+@pytest.mark.parametrize("lacking", ["driver", "device", "count"])
+def test_machine_without_a_gpu(cuda: Bindings, lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacking == "driver":
+        missing = RuntimeError("libcuda is nowhere")
+        monkeypatch.setattr(cuda, "cuInit", lambda flags: (_ for _ in ()).throw(missing), raising=False)
+    elif lacking == "device":
+        cuda.errors["cuInit"] = CUresult.CUDA_ERROR_NO_DEVICE
+    else:
+        cuda.results["cuDeviceGetCount"] = (0,)
+    found = {"driver": "libcuda is nowhere", "device": "CUDA_ERROR_NO_DEVICE", "count": "without a GPU"}
+    assert compute_capability() is None
+    with pytest.raises(TargetError, match=rf"needs an NVIDIA GPU.*{found[lacking]}.*nvidia-smi.*cpu-ort"):
+        CudaDevice()
+
+
+def test_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    for function in (compute_capability, CudaDevice):
+        with pytest.raises(TargetError, match=r"need cuda-python.*pip install 'pi05-runtime\[trt\]'"):
+            function()
+
+
+def test_error_names_the_call_and_cuda_s_words(cuda: Bindings) -> None:
+    device = CudaDevice()
+    cuda.errors["cuMemAlloc"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(
+        EngineError, match=r"^cuMemAlloc: CUDA error CUDA_ERROR_OUT_OF_MEMORY \(what CUDA says\)"
+    ):
+        device.alloc(8)
+    cuda.errors["cuMemAlloc"] = CUresult.CUDA_ERROR_NOT_KNOWN
+    with pytest.raises(EngineError, match="cuMemAlloc: CUDA error unknown to this driver"):
+        device.alloc(8)
+
+
+def test_primary_context_is_retained_and_released(cuda: Bindings) -> None:
+    CudaDevice().close()
+    names = [call[0] for call in cuda.calls]
+    assert names.count("cuDevicePrimaryCtxRetain") == names.count("cuDevicePrimaryCtxRelease") == 1
+    assert ("cuCtxSetCurrent", 55) in cuda.calls
+
+
+def test_executable_that_cannot_be_uploaded_is_destroyed(cuda: Bindings) -> None:
+    cuda.errors["cuGraphUpload"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(EngineError, match="cuGraphUpload"):
+        CudaDevice().instantiate(3, 4)
+    assert cuda.calls[-1] == ("cuGraphExecDestroy", 66)
+
+
+def test_capture_lets_other_threads_allocate(cuda: Bindings) -> None:
+    CudaDevice().begin_capture(3)
+    assert cuda.calls[-1][2].name == "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
+
+
+def test_bindings_have_all_that_is_called() -> None:
+    bindings = import_module("cuda.bindings.driver")
+    names = set(re.findall(r"\bcu[A-Z]\w+", inspect.getsource(driver)))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not hasattr(bindings, name)] == []
