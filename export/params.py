@@ -14,11 +14,7 @@ import yaml
 from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.interface import NormalizationMode, PromptFormat
-from pi05_runtime.targets import TARGETS
-
-Recipe = Literal["bf16", "int8", "fp8", "nvfp4", "int4"]
-RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "nvfp4", "int4")
-"""From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
+from pi05_runtime.targets import RECIPES, TARGETS, Recipe
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Commit = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
@@ -187,7 +183,7 @@ class Params(Struct, frozen=True):
 
 def coarsest(recipes: Collection[str]) -> Recipe:
     """The coarsest of `recipes`: what a whole loop is held to."""
-    return max((r for r in RECIPES if r in recipes), key=RECIPES.index)
+    return RECIPES[max(i for i, recipe in enumerate(RECIPES) if recipe in recipes)]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -9,6 +9,10 @@ import msgspec
 
 from pi05_runtime.errors import TargetError
 
+Recipe = Literal["bf16", "int8", "fp8", "nvfp4", "int4"]
+RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "nvfp4", "int4")
+"""From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
+
 EngineKind = Literal["ort", "tensorrt", "tensorrt_rtx"]
 
 
@@ -19,11 +23,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: EngineKind
     compute_capability: str | None
-    recipes: frozenset[str]
+    recipes: frozenset[Recipe]
 
 
-_SM89 = frozenset({"bf16", "int8", "fp8", "int4"})
-_BLACKWELL = _SM89 | {"nvfp4"}
+_BLACKWELL = frozenset(RECIPES)
+_SM89 = _BLACKWELL - {"nvfp4"}
 
 TARGETS = {
     "cpu-ort": Target("ort", None, _BLACKWELL),
