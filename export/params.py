@@ -173,12 +173,13 @@ class Params(Struct, frozen=True):
     def recipes(self, target: str, component: str) -> tuple[Recipe, ...]:
         """The recipes of a component that the target's chip has, the wanted one first."""
         wanted, has = self.components[component].recipes, TARGETS[target].recipes
-        if not (possible := tuple(r for r in wanted if r in has)):
+        possible = [recipe for recipe in wanted if recipe in has]
+        if not possible:
             raise ValueError(
                 f"components.{component}: {target} has no {' or '.join(wanted)}, only {sorted(has)}; name "
                 "one of these as `fallback`, or leave the target out"
             )
-        return possible
+        return tuple(possible)
 
 
 def coarsest(recipes: Collection[str]) -> Recipe:

@@ -26,8 +26,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipes: frozenset[Recipe]
 
 
-_BLACKWELL = frozenset(RECIPES)
-_SM89 = _BLACKWELL - {"nvfp4"}
+_BLACKWELL: frozenset[Recipe] = frozenset(RECIPES)
+_SM89: frozenset[Recipe] = _BLACKWELL - {"nvfp4"}
 
 TARGETS = {
     "cpu-ort": Target("ort", None, _BLACKWELL),

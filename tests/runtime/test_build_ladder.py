@@ -113,6 +113,18 @@ def test_what_no_rung_can_change_ends_at_once(
     assert not left_in(tmp_path) and not capfd.readouterr().err
 
 
+def test_what_no_level_can_change_is_left_for_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 10.13 does not parse an NVFP4 graph at any level, and has no trouble with its FP8 one."""
+    stand_in(monkeypatch, "if recipe == 'nvfp4': refuse('EngineError')\nelse: done()")
+    built = build(tmp_path, "nvfp4", "fp8")
+    assert [(a.recipes["vision"], a.outcome) for a in built.attempts] == [
+        ("nvfp4", "it refused"),
+        ("fp8", "built"),
+    ]
+
+
 def test_an_older_engine_stays_until_there_is_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,9 @@ def configure(trt: Any, builder: Any, request: Request) -> Any:
     if hasattr(trt.BuilderFlag, "TF32"):
         # On by default, it would round what is kept in fp32: patch embedding and action projections.
         config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT for RTX may otherwise allocate inside an enqueue, which no CUDA graph can hold.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(config, "set_compute_capability"):
         _set_chip(trt, config, request)
     for shapes in request.profiles:

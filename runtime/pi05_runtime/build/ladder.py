@@ -52,18 +52,20 @@ def build_engine(
     one network, `prefix`. signatures: of every component of the policy, and of `prefix` where that is built.
     buckets: prompt lengths, each an optimization profile with fixed shapes.
 
-    Errors: TargetError without the target's library; EngineError at once for what no rung can change, and
-    after the last rung with every attempt. Nothing but a finished engine is left in `out`.
+    Errors: TargetError without the target's library; EngineError at once for what no rung can change (an ONNX
+    that does not parse is left for the fallback's), and after the last rung with every attempt. Nothing but a finished engine is left in `out`.
     """
     library, capability = _chip(target)
     name = _engine_name(variants)
     choices = _choices(variants)
     profiles = _profiles(signatures, signatures[name], buckets)
     failed: list[Attempt] = []
-    refused = Refused("")
+    refused, hopeless = Refused(""), None
     out.mkdir(parents=True, exist_ok=True)
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix=".build.", dir=out) as scratch:
         for parts, level in product(choices, LEVELS):
+            if parts is hopeless:
+                continue
             recipes = {part.component: part.table.recipe for part in parts}
             rung = f"{target} {name}, {', '.join(recipes.values())}, optimization level {level}"
             if failed:
@@ -98,10 +100,11 @@ def build_engine(
             refused = answer
             if refused.final == "TargetError":
                 raise TargetError(refused.reason)
-            if refused.final == "EngineError":
+            if refused.final == "EngineError" and parts is choices[-1]:
                 raise EngineError(f"{target} {name}: {refused.reason}")
             print(f"{rung}: {refused.reason}\n{refused.detail}".rstrip(), file=sys.stderr)
             failed.append(Attempt(recipes, level, refused.reason))
+            hopeless = parts if refused.final else None
     raise EngineError(_all_failed(target, name, failed, refused.detail))
 
 
