@@ -173,7 +173,7 @@ class Params(Struct, frozen=True):
     def recipes(self, target: str, component: str) -> tuple[Recipe, ...]:
         """The recipes of a component that the target's chip has, the wanted one first."""
         wanted, has = self.components[component].recipes, TARGETS[target].recipes
-        possible = [recipe for recipe in wanted if recipe in has]
+        possible: list[Recipe] = [recipe for recipe in wanted if recipe in has]
         if not possible:
             raise ValueError(
                 f"components.{component}: {target} has no {' or '.join(wanted)}, only {sorted(has)}; name "

@@ -52,8 +52,9 @@ def build_engine(
     one network, `prefix`. signatures: of every component of the policy, and of `prefix` where that is built.
     buckets: prompt lengths, each an optimization profile with fixed shapes.
 
-    Errors: TargetError without the target's library; EngineError at once for what no rung can change (an ONNX
-    that does not parse is left for the fallback's), and after the last rung with every attempt. Nothing but a finished engine is left in `out`.
+    Errors: TargetError without the target's library; EngineError at once for what no rung can change, and
+    after the last rung with every attempt. An ONNX that does not parse is left for the fallback's. Nothing
+    but a finished engine is left in `out`.
     """
     library, capability = _chip(target)
     name = _engine_name(variants)
