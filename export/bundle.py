@@ -30,16 +30,18 @@ from export.artifacts import (
 from export.checkpoint.canonical import read_description
 from export.component import read_calibration_set
 from export.engine import read_record
-from export.gates import GATES, require_layers, require_passed
+from export.gates import GATES, require_engine, require_passed
 from export.observations import NOISE_SEED, Observations, seeded_noise
-from export.params import Params, coarsest, load_params
+from export.params import Params, load_params
 from export.stage import progress, run_stage
 from export.table import read_table
 from pi05_runtime import manifest as contract
 from pi05_runtime.errors import GateError
-from pi05_runtime.geometry import COMPONENTS, PREFIX
+from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.golden import ACTIONS, IMAGE
 from pi05_runtime.staging import staged
+from pi05_runtime.table import Table
+from pi05_runtime.targets import RECIPES, Recipe
 from pi05_runtime.verify import hash_file
 
 GOLDEN, JSON_SCHEMA = "golden.safetensors", "manifest.schema.json"
@@ -51,8 +53,9 @@ def gate_results(params: Params) -> dict[str, dict[str, contract.Gate]]:
     """target -> gate -> result. Errors: GateError unless every gate of every target passed."""
     results: dict[str, dict[str, contract.Gate]] = {}
     for target in params.targets:
-        for network in _networks(params, target):
-            require_layers(target, network)
+        records = [require_engine(params, target, network) for network in params.networks(target)]
+        if len({record.lock.version for record in records}) > 1:
+            raise GateError(f"the engines of {target} were built by several versions: run `dvc repro`")
         passed = {gate: require_passed(params, target, gate) for gate in GATES}
         results[target] = {g: contract.Gate(r.cosine, r.threshold, r.judged) for g, r in passed.items()}
     return results
@@ -63,14 +66,14 @@ def variants(params: Params) -> dict[str, tuple[contract.Variant, ...]]:
     found: dict[str, tuple[contract.Variant, ...]] = {}
     for name in COMPONENTS:
         wanted = params.components[name]
-        tables = [read_table(name, recipe) for recipe in wanted.recipes]
-        for table in tables:
+        tables: dict[Recipe, Table] = {recipe: read_table(name, recipe) for recipe in wanted.recipes}
+        for table in tables.values():
             if table.recipe != "bf16" and table.keep != wanted.keep:
                 raise GateError(
                     f"{name} was quantized as {table.recipe} keeping {list(table.keep)}, params.yaml says "
                     f"{list(wanted.keep)}: run `dvc repro`"
                 )
-        found[name] = tuple(contract.Variant(t.recipe, t.keep, t.quantized) for t in tables)
+        found[name] = tuple(contract.Variant(r, t.keep, t.quantized) for r, t in tables.items())
     return found
 
 
@@ -84,10 +87,10 @@ def write_golden(path: Path, params: Params) -> contract.Golden:
     tensors |= {"state": torch.tensor(sample["state"]), "noise": torch.tensor(noise)}
     tensors |= {f"{ACTIONS}{n}": answers[f"actions.{n}.0"] for n in params.gates.steps}
     save_file(tensors, path)
-    recipes = [params.components[name].recipe for name in COMPONENTS]
-    return contract.Golden(
-        GOLDEN, sample["prompt"], params.gates.steps, params.gates.action_cosine[coarsest(recipes)]
-    )
+    recipes: list[Recipe] = [recipe for name in COMPONENTS for recipe in params.components[name].recipes]
+    floors = params.gates.action_cosine
+    thresholds: dict[Recipe, float] = {r: floors[r] for r in sorted(recipes, key=RECIPES.index)}
+    return contract.Golden(GOLDEN, sample["prompt"], params.gates.steps, thresholds)
 
 
 def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
@@ -101,9 +104,9 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
                 _copy(quantized_folder(component, recipe) / file, place)
     targets: dict[str, contract.TargetFiles] = {}
     for target in params.targets:
-        engines: dict[str, contract.Engine] = {}
+        engines: dict[str, contract.EngineFile] = {}
         files = [TOKENIZER, EMBEDDING, SCHEDULE, GOLDEN]
-        for network in _networks(params, target):
+        for network in params.networks(target):
             record = read_record(target, network)
             if record.folder == "engine":
                 file = f"engines/{target}/{network}/{record.file}"
@@ -113,8 +116,8 @@ def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:
                 folder = contract.onnx_folder(network, record.recipes[network])
                 file = f"{folder}/{record.file}"
                 files += [f"{folder}/{name}" for name in record.onnx]
-            engines[network] = contract.Engine(file, record.recipes, record.attempts, record.layers)
-        targets[target] = contract.TargetFiles(engines, tuple(files), read_record(target, COMPONENTS[0]).lock)
+            engines[network] = contract.EngineFile(file, record.recipes, record.attempts, record.layers)
+        targets[target] = contract.TargetFiles(engines, tuple(files), read_record(target, "denoise").lock)
     return targets
 
 
@@ -159,14 +162,11 @@ def main() -> None:
             targets=targets,
             files=hash_files(out),
         )
+        if found := contract.contradiction(manifest):
+            raise GateError(f"the bundle contradicts itself: {found}; run `dvc repro`")
         (out / contract.FILE).write_bytes(contract.encode(manifest))
     size = sum(file.size for file in manifest.files.values())
     print(f"bundle: {BUNDLE}, {len(manifest.files)} files, {size / 1e6:.1f} MB, targets {list(targets)}")
-
-
-def _networks(params: Params, target: str) -> tuple[str, ...]:
-    """The engines of a target."""
-    return (*COMPONENTS, PREFIX) if target in params.build.whole_prefix else COMPONENTS
 
 
 def _copy(source: Path, destination: Path) -> None:

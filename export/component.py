@@ -11,7 +11,7 @@ from export.artifacts import CALIBRATION, SCHEDULE, TABLES, read_json
 from export.checkpoint.canonical import read_description, read_weights
 from export.model.fold import build
 from export.params import Params
-from pi05_runtime.geometry import Signature, signature
+from pi05_runtime.geometry import Signature, signatures
 from pi05_runtime.tables import read_schedule
 
 
@@ -36,10 +36,10 @@ def build_component(component: str, params: Params) -> nn.Module:
     return build(component, read_weights(component), d.geometry, d.interface, torch.bfloat16, frequencies)
 
 
-def component_signature(component: str) -> Signature:
-    """The ports of a component of the current checkpoint."""
+def component_signatures() -> dict[str, Signature]:
+    """The ports of every component of the current checkpoint, and of `prefix`."""
     d = read_description()
-    return signature(component, d.geometry, len(d.interface.cameras), d.interface.horizon)
+    return signatures(d.geometry, len(d.interface.cameras), d.interface.horizon)
 
 
 def component_inputs(component: str) -> Iterator[dict[str, Tensor]]:

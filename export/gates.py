@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 
 from export.artifacts import ArtifactError, read_json
-from export.engine import read_record
-from export.params import Params, coarsest
+from export.engine import EngineRecord, decision_recipes, engine_file, read_record
+from export.params import Params
 from export.table import read_table
 from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.manifest import Judged
+from pi05_runtime.targets import coarsest
+from pi05_runtime.verify import hash_file
 
 METRICS = Path("metrics")
 ACTIONS = "actions"
@@ -60,16 +62,10 @@ def expectation(params: Params, target: str, gate: str) -> tuple[str, float]:
 
     Errors: ArtifactError without engines.
     """
-    if gate == ACTIONS:
-        recipe = coarsest([built_recipe(target, component) for component in COMPONENTS])
-        return recipe, params.gates.action_cosine[recipe]
-    recipe = coarsest([built_recipe(target, gate)])
-    return recipe, params.gates.component_cosine[recipe]
-
-
-def built_recipe(target: str, component: str) -> str:
-    """The recipe that a component's engine ended up with. Errors: ArtifactError."""
-    return read_record(target, component).recipes[component]
+    networks = params.networks(target) if gate == ACTIONS else (gate,)
+    recipe = coarsest(decision_recipes(target, networks).values())
+    thresholds = params.gates.action_cosine if gate == ACTIONS else params.gates.component_cosine
+    return recipe, thresholds[recipe]
 
 
 def read_result(target: str, gate: str) -> Result:
@@ -97,17 +93,28 @@ def require_passed(params: Params, target: str, gate: str) -> Result:
     return result
 
 
-def require_layers(target: str, network: str) -> None:
-    """Errors: GateError unless the engine runs as many linear layers in each quantized precision as its
-    components' tables plan. An engine that is the ONNX itself has nothing else to run."""
+def require_engine(params: Params, target: str, network: str) -> EngineRecord:
+    """An engine's record, judged by the present params and tables.
+
+    Errors: GateError if it was built from other recipes, is not the file that was recorded, or runs fewer
+    linear layers in a quantized precision than its components' tables plan.
+    """
     record = read_record(target, network)
-    if record.folder == "onnx":
-        return
+    for component, recipe in record.recipes.items():
+        if recipe not in (wanted := params.recipes(target, component)):
+            raise GateError(
+                f"{target} {network}: {component} was built from {recipe}, params.yaml says {wanted}: run "
+                "`dvc repro`"
+            )
+    if hash_file(engine_file(target, network)).sha256 != record.sha256:
+        raise GateError(f"{target} {network}: {record.file} is not the one that was built: run `dvc repro`")
     tables = [read_table(component, recipe) for component, recipe in record.recipes.items()]
     planned = Counter(row.precision for table in tables for row in table.layers)
-    for precision in planned.keys() - UNQUANTIZED:
+    # An engine that is the ONNX itself has nothing else to run.
+    for precision in planned.keys() - UNQUANTIZED if record.folder == "engine" else ():
         if (found := record.layers.get(precision, 0)) != planned[precision]:
             raise GateError(
                 f"{target} {network}: {found} layers run in {precision}, {planned[precision]} expected: "
                 "build the engine again"
             )
+    return record

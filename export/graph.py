@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from export.artifacts import MODEL, WEIGHTS, graph_folder
 from export.checkpoint.canonical import read_description
-from export.component import build_component, component_signature
+from export.component import build_component, component_signatures
 from export.params import load_params
 from export.stage import progress, run_stage
 from pi05_runtime.errors import EngineError
@@ -87,7 +87,7 @@ def main(component: str) -> None:
     with progress(total=4, desc=f"export {component}", unit="step") as bar:
         module = build_component(component, params)
         bar.update()
-        model = trace(component, module, component_signature(component), sizes)
+        model = trace(component, module, component_signatures()[component], sizes)
         bar.update()
         with staged(graph_folder(component)) as out:
             onnx_ir.save(model, out / MODEL, external_data=WEIGHTS, size_threshold_bytes=EXTERNAL_BYTES)

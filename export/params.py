@@ -4,7 +4,6 @@ The file itself is the documentation of every field. Fields that a checkpoint ma
 optional: where both speak, they must agree (export/checkpoint).
 """
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ import msgspec
 import yaml
 
 from pi05_runtime.errors import ParamsError
-from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.geometry import COMPONENTS, PREFIX, decision_networks
 from pi05_runtime.interface import NormalizationMode, PromptFormat
 from pi05_runtime.targets import RECIPES, TARGETS, Recipe
 
@@ -160,6 +159,7 @@ class Params(Struct, frozen=True):
         for target in self.targets:
             for component in COMPONENTS:
                 self.recipes(target, component)
+        self._check_torch_tensorrt()
         for name, values in (("targets", self.targets), ("gates.steps", self.gates.steps)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {list(values)}")
@@ -181,10 +181,18 @@ class Params(Struct, frozen=True):
             )
         return tuple(possible)
 
+    def _check_torch_tensorrt(self) -> None:
+        for component in self.build.torch_tensorrt:
+            if not any(TARGETS[t].engine == "tensorrt" for t in self.targets):
+                raise ValueError("build.torch_tensorrt: none of the targets is built with TensorRT itself")
+            if (recipe := self.components[component].recipe) != "bf16":
+                raise ValueError(f"build.torch_tensorrt: {component} is {recipe}, only bf16 is built so")
+            if self.build.whole_prefix:
+                raise ValueError(f"build.torch_tensorrt: {component} is in build.whole_prefix too: choose")
 
-def coarsest(recipes: Collection[str]) -> Recipe:
-    """The coarsest of `recipes`: what a whole loop is held to."""
-    return RECIPES[max(i for i, recipe in enumerate(RECIPES) if recipe in recipes)]
+    def networks(self, target: str) -> tuple[str, ...]:
+        """What a decision of the target runs: the three components, or `prefix` and `denoise`."""
+        return decision_networks([PREFIX] if target in self.build.whole_prefix else COMPONENTS)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

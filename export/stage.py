@@ -5,7 +5,6 @@ the same stages run in place, under DVC, in a test's temporary folder and at ful
 """
 
 import errno
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 from tqdm import tqdm
 
 from pi05_runtime.errors import Pi05Error
+from pi05_runtime.signals import ended_by_signals
 
 progress = partial(tqdm, disable=None)
 """A progress bar that a log file does not have to hold: shown on a terminal only."""
@@ -20,9 +20,9 @@ progress = partial(tqdm, disable=None)
 
 def run_stage(main: Callable[..., None]) -> None:
     """Runs `main(*arguments)` of a stage module; a known error ends as one line and its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        main(*sys.argv[1:])
+        with ended_by_signals():
+            main(*sys.argv[1:])
     except Pi05Error as error:
         sys.exit(_report(str(error), error.exit_code))
     except Exception as error:

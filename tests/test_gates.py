@@ -1,8 +1,10 @@
 """Gates fail closed: below a threshold, on NaN, and when they did not run."""
 
 import shutil
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 
 from export.artifacts import engine_folder, write_json
 from export.engine import RECORD, EngineRecord, read_record
-from export.gates import METRICS, Measured, Result, expectation, require_layers, require_passed
+from export.gates import METRICS, Measured, Result, expectation, require_engine, require_passed
 from export.params import Params, load_params
 from pi05_runtime.errors import EngineError, GateError
 from pi05_runtime.lock import Lock
+from pi05_runtime.verify import hash_file
 from tests.pipeline import TARGET, change_params, run_stage
 from validate.metrics import Answers, judge
 
@@ -82,17 +85,52 @@ def test_a_result_of_another_engine_or_threshold_does_not_count(engines: Path, p
             require_passed(params, TARGET, "prefill")
 
 
-def test_an_engine_that_runs_fewer_layers_in_fp8_than_planned_is_refused(copied_workspace: Path):
+@pytest.fixture
+def compiled(copied_workspace: Path) -> Iterator[EngineRecord]:
+    """The record of a prefill engine of 9 fp8 layers, whose file is there."""
     with chdir(copied_workspace):
-        record = read_record(TARGET, "prefill")
-        path = engine_folder(TARGET, "prefill") / RECORD
-        for layers, passes in (({"fp8": 9}, True), ({"fp8": 8, "bf16": 1}, False), ({}, False)):
-            write_json(path, msgspec.structs.replace(record, folder="engine", layers=layers))
-            if passes:
-                require_layers(TARGET, "prefill")
-            else:
-                with pytest.raises(GateError, match="9 expected"):
-                    require_layers(TARGET, "prefill")
+        folder = engine_folder(TARGET, "prefill")
+        (folder / "prefill.engine").write_bytes(b"engine")
+        record = msgspec.structs.replace(
+            read_record(TARGET, "prefill"),
+            file="prefill.engine",
+            folder="engine",
+            sha256=hash_file(folder / "prefill.engine").sha256,
+            layers={"fp8": 9},
+        )
+        write_json(folder / RECORD, record)
+        yield record
+
+
+def test_an_engine_as_planned_is_accepted(compiled: EngineRecord):
+    assert require_engine(load_params(), TARGET, "prefill") == compiled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": {"fp8": 8, "bf16": 1}}, "8 layers run in fp8, 9 expected"),
+        ({"layers": {}}, "0 layers run in fp8, 9 expected"),
+        ({"recipes": {"prefill": "int8"}}, r"prefill was built from int8, params\.yaml says"),
+        ({"sha256": "0"}, "is not the one that was built"),
+    ],
+)
+def test_an_engine_that_is_not_as_planned_is_refused(
+    compiled: EngineRecord, change: dict[str, Any], message: str
+):
+    write_json(engine_folder(TARGET, "prefill") / RECORD, msgspec.structs.replace(compiled, **change))
+    with pytest.raises(GateError, match=message):
+        require_engine(load_params(), TARGET, "prefill")
+
+
+def test_a_decision_is_held_to_the_recipes_of_the_engines_it_runs(compiled: EngineRecord, params: Params):
+    """A whole prefix climbs a ladder of its own: what its parts were built from alone says nothing."""
+    whole = msgspec.structs.replace(compiled, recipes={"vision": "bf16", "prefill": "int4"})
+    write_json(engine_folder("sm120-rtx", "prefix") / RECORD, whole)
+    write_json(engine_folder("sm120-rtx", "denoise") / RECORD, read_record(TARGET, "denoise"))
+    build = msgspec.structs.replace(params.build, whole_prefix=("sm120-rtx",))
+    params = msgspec.structs.replace(params, build=build, targets=("sm120-rtx",))
+    assert expectation(params, "sm120-rtx", "actions") == ("int4", params.gates.action_cosine["int4"])
 
 
 def test_nan_in_one_answer_of_many_is_not_lost(workspace: Path):

@@ -12,7 +12,7 @@ from export.checkpoint.canonical import read_description
 from export.component import build_component
 from export.graph import OPSET
 from export.params import load_params
-from pi05_runtime.geometry import COMPONENTS, signature
+from pi05_runtime.geometry import COMPONENTS, signatures
 from tests.pipeline import run_stage
 
 DTYPES = {
@@ -43,7 +43,7 @@ def test_every_linear_is_a_product_with_its_name(workspace: Path, component: str
 def test_ports_are_the_signature(workspace: Path, component: str):
     with chdir(workspace):
         d = read_description()
-    ports = signature(component, d.geometry, len(d.interface.cameras), d.interface.horizon)
+    ports = signatures(d.geometry, len(d.interface.cameras), d.interface.horizon)[component]
     model = graph(workspace, component).graph
     for found, expected in ((model.input, ports.inputs), (model.output, ports.outputs)):
         assert [p.name for p in found] == [p.name for p in expected]

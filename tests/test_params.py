@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from export.params import RECIPES, coarsest, load_params
+from export.params import load_params
 from pi05_runtime.errors import ParamsError
+from pi05_runtime.targets import RECIPES, coarsest
 from tests.pipeline import change_params
 
 THRESHOLDS = {"bf16": 0.9995, "int8": 0.99, "fp8": 0.99, "nvfp4": 0.97, "int4": 0.97}
@@ -59,6 +60,26 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a whole prefix for a target that compiles nothing": (
         {"build__whole_prefix": ["cpu-ort"]},
         ("build.whole_prefix: ['cpu-ort'] are not among the TensorRT targets []",),
+    ),
+    "torch-tensorrt without a target for it": (
+        {"build__torch_tensorrt": ["vision"]},
+        ("build.torch_tensorrt: none of the targets",),
+    ),
+    "torch-tensorrt for what is quantized": (
+        {
+            "build__torch_tensorrt": ["vision"],
+            "targets": ["sm110-trt"],
+            "components__vision__recipe": "fp8",
+        },
+        ("build.torch_tensorrt: vision is fp8",),
+    ),
+    "torch-tensorrt for a part of the whole prefix": (
+        {
+            "build__torch_tensorrt": ["vision"],
+            "targets": ["sm110-trt"],
+            "build__whole_prefix": ["sm110-trt"],
+        },
+        ("build.torch_tensorrt: vision is in build.whole_prefix too",),
     ),
     "torch-tensorrt for prefill": ({"build__torch_tensorrt": ["prefill"]}, ("$.build.torch_tensorrt",)),
     "no time to build": ({"build__minutes": 0}, ("$.build.minutes",)),

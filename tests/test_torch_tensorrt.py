@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from export.component import build_component, component_signature
+from export.component import build_component, component_signatures
 from export.engine import torch_tensorrt as road
 from export.engine.torch_tensorrt import build_torch_tensorrt
 from export.params import load_params
@@ -107,7 +107,7 @@ def test_ports_are_the_signature(checkpoint: Path, compiler: Compiler, tmp_path:
     """torch-tensorrt names an engine's inputs after the program's."""
     build(checkpoint, tmp_path)
     with chdir(checkpoint):
-        ports = component_signature("vision")
+        ports = component_signatures()["vision"]
     program = compiler.program
     assert program is not None
     values = {n.name: n.meta["val"] for n in program.graph.nodes if "val" in n.meta}

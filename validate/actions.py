@@ -12,7 +12,6 @@ from export.gates import ACTIONS
 from export.observations import NOISE_SEED, Observations, preprocessor, seeded_noise
 from export.params import load_params
 from export.stage import progress, run_stage
-from pi05_runtime.geometry import COMPONENTS, PREFIX, decision_networks
 from pi05_runtime.tables import read_schedule
 from validate.metrics import Answers, judge
 
@@ -20,8 +19,7 @@ from validate.metrics import Answers, judge
 def main(target: str) -> None:
     params, d = load_params(), read_description()
     reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
-    networks = decision_networks([PREFIX] if target in params.build.whole_prefix else COMPONENTS)
-    engine, judged = open_judged(target, networks)
+    engine, judged = open_judged(target, params.networks(target))
     schedules = {n: read_schedule(TABLES / SCHEDULE, n) for n in params.gates.steps}
     answers: dict[str, list[np.ndarray]] = {f"actions.{n}": [] for n in schedules}
     for i in progress(range(reference.count), desc="actions"):

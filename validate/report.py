@@ -6,7 +6,7 @@ from export.gates import GATES, expectation, read_result
 from export.params import Params, load_params
 from export.stage import run_stage
 from pi05_runtime.errors import GateError
-from pi05_runtime.geometry import COMPONENTS, PREFIX
+from pi05_runtime.geometry import COMPONENTS
 
 GATE_HEADER = (
     "| target | gate | judged | recipe | output | cosine | floor | relative error | floor | threshold | |"
@@ -49,7 +49,7 @@ def _engines(params: Params) -> list[str]:
     """A row for each engine that was compiled: what its layers run in, and what its builder went through."""
     rows: list[str] = []
     for target in params.targets:
-        for network in (*COMPONENTS, PREFIX):
+        for network in dict.fromkeys((*COMPONENTS, *params.networks(target))):
             try:
                 record = read_record(target, network)
             except ArtifactError:

@@ -7,12 +7,11 @@ the twin is held to the gates, the result says so, and the golden sample judges 
 from collections.abc import Collection
 
 from export.artifacts import quantized_folder
-from export.component import component_signature
-from export.engine import engine_file, read_record
+from export.component import component_signatures
+from export.engine import decision_recipes, engine_file
 from export.engine.ort import TWIN
 from pi05_runtime.engines import Engine, open_engine
 from pi05_runtime.engines.ort import OrtEngine
-from pi05_runtime.geometry import COMPONENTS, FUSED, PREFIX
 from pi05_runtime.lock import device_capability
 from pi05_runtime.manifest import Judged
 from pi05_runtime.targets import find_target
@@ -24,11 +23,10 @@ def open_judged(target: str, networks: Collection[str]) -> tuple[Engine, Judged]
     Errors: ArtifactError without engines, TargetError or EngineError if one does not load.
     """
     wanted = find_target(target)
-    signatures = {name: component_signature(name) for name in (*COMPONENTS, PREFIX)}
+    signatures = component_signatures()
     if wanted.engine == "ort" or device_capability() == wanted.compute_capability:
         files = {network: engine_file(target, network) for network in networks}
         return open_engine(target, files, signatures), "engine"
-    components = [c for network in networks for c in FUSED.get(network, (network,))]
-    recipes = {c: read_record(target, c).recipes[c] for c in components}
-    twins = {c: quantized_folder(c, recipes[c]) / TWIN for c in components}
+    recipes = decision_recipes(target, networks)
+    twins = {c: quantized_folder(c, recipe) / TWIN for c, recipe in recipes.items()}
     return OrtEngine(twins, signatures), "twin"

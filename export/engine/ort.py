@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from export.artifacts import WEIGHTS, quantized_folder
-from export.component import component_inputs, component_signature
+from export.component import component_inputs, component_signatures
 from export.engine import EngineRecord
 from export.params import Params
 from export.stage import progress
@@ -32,7 +32,7 @@ def build(target: str, component: str, lock: Lock, params: Params, out: Path) ->
     recipe = params.recipes(target, component)[0]
     twin = quantized_folder(component, recipe) / TWIN
     with progress(total=2, desc=f"engine {target} {component}", unit="step") as bar:
-        engine = OrtEngine({component: twin}, {component: component_signature(component)})
+        engine = OrtEngine({component: twin}, {component: component_signatures()[component]})
         bar.update()
         sample = next(component_inputs(component))
         engine.run(component, {name: to_numpy(tensor) for name, tensor in sample.items()})

@@ -7,12 +7,12 @@ climbs down its ladder, and how an engine's layers are held to the plan, is in p
 from pathlib import Path
 
 from export.artifacts import LOCKS, quantized_folder
-from export.component import component_signature
+from export.component import component_signatures
 from export.engine import EngineRecord
 from export.engine.torch_tensorrt import build_torch_tensorrt
 from export.params import Params
 from pi05_runtime.build import LEVELS, BuildOptions, build_engine
-from pi05_runtime.geometry import COMPONENTS, FUSED, PREFIX
+from pi05_runtime.geometry import FUSED
 from pi05_runtime.lock import Lock, check_device
 from pi05_runtime.targets import find_target
 from pi05_runtime.verify import hash_file
@@ -32,7 +32,7 @@ def build(target: str, network: str, lock: Lock, params: Params, out: Path) -> E
     built = build_engine(
         target,
         {c: [quantized_folder(c, recipe) for recipe in params.recipes(target, c)] for c in components},
-        {name: component_signature(name) for name in (*COMPONENTS, PREFIX)},
+        component_signatures(),
         params.export.prompt_buckets,
         BuildOptions(params.build.minutes, params.build.workspace_gib, str(cache)),
         out,

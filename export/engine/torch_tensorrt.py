@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from export.component import build_component, component_signature
+from export.component import build_component, component_signatures
 from export.params import Params, load_params
 from export.stage import progress
 from pi05_runtime.errors import EngineError, ParamsError, TargetError
@@ -40,7 +40,7 @@ def build_torch_tensorrt(component: str, out: Path, workspace_gib: float, optimi
     with progress(total=3, desc=f"engine torch-tensorrt {component}", unit="step") as bar:
         module = build_component(component, params).to(gpu)
         bar.update()
-        (port,) = component_signature(component).inputs
+        (port,) = component_signatures()[component].inputs
         example = torch.zeros(fixed_shape(port, prompt=0, image_tokens=0), device=gpu)
         program = torch.export.export(module, (example,))
         bar.update()

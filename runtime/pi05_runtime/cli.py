@@ -13,10 +13,11 @@ from PIL import Image
 from pi05_runtime import golden, load
 from pi05_runtime.build import BuildOptions
 from pi05_runtime.errors import BundleError, ObservationError, Pi05Error
-from pi05_runtime.manifest import Manifest, encode, read_manifest
+from pi05_runtime.manifest import EngineFile, Manifest, TargetFiles, encode, read_manifest
 from pi05_runtime.policy import Policy
 from pi05_runtime.rebuild import reason_to_rebuild
 from pi05_runtime.rebuild import rebuild as rebuild_engines
+from pi05_runtime.signals import ended_by_signals
 from pi05_runtime.verify import verify
 
 
@@ -24,10 +25,16 @@ def main() -> None:
     """Entry point. Exit code 0, or the `exit_code` of the error (errors.py)."""
     arguments = _parser().parse_args()
     try:
-        arguments.command(arguments)
+        with ended_by_signals():
+            arguments.command(arguments)
     except Pi05Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error}: check permissions and free space, then try again", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -54,9 +61,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes one decision and prints its actions in the robot's units."""
-    policy = load(arguments.bundle, arguments.target, arguments.steps, arguments.engines)
-    observation = _observation(arguments, policy)
-    result = policy.infer(observation)
+    with load(arguments.bundle, arguments.target, arguments.steps, arguments.engines) as policy:
+        observation = _observation(arguments, policy)
+        result = policy.infer(observation)
     if arguments.json:
         print(json.dumps({"actions": result["actions"].tolist(), "timings": result["timings"]}))
         return
@@ -75,21 +82,28 @@ def selftest(arguments: argparse.Namespace) -> None:
 def rebuild(arguments: argparse.Namespace) -> None:
     """Builds the engines again where the bundle's own do not fit this machine, and gates them."""
     bundle, target, out = arguments.bundle, arguments.target, arguments.out
-    reason = reason_to_rebuild(read_manifest(bundle), target)
+    reason = reason_to_rebuild(bundle, target)
     if reason is None:
-        print(f"nothing to rebuild: the bundle's own engines for {target} fit this machine")
+        print(f"nothing to rebuild: the bundle's own engines for {target} pass their self-test here")
         return
     print(f"rebuilding {target}: {reason}")
     options = BuildOptions(arguments.minutes, arguments.workspace, str(out.parent / f"{target}.timing"))
     record = rebuild_engines(bundle, target, out, options)
-    for network, engine in record.engines.items():
-        layers = ", ".join(f"{count} {name}" for name, count in sorted(engine.layers.items()))
-        print(f"{network:<8} {', '.join(engine.recipes.values())}; linear layers: {layers}")
-        for attempt in engine.attempts:
-            print(f"         level {attempt.optimization_level}: {attempt.outcome}")
+    print("\n".join(_engines(record.engines)))
     for score in record.golden:
         print(f"{score.steps:>3} steps  cosine {score.cosine:.6f} >= {score.threshold}")
     print(f"{out}: engines for {target}, built with {record.lock.library} {record.lock.version}")
+
+
+def _engines(engines: dict[str, EngineFile]) -> list[str]:
+    """What each engine is, and what its builder went through."""
+    lines: list[str] = []
+    for network, engine in engines.items():
+        layers = ", ".join(f"{count} {name}" for name, count in sorted(engine.layers.items()))
+        recipes = ", ".join(engine.recipes.values())
+        lines.append(f"engine   {network}: {recipes}" + (f"; linear layers {layers}" if layers else ""))
+        lines += [f"           level {a.optimization_level}: {a.outcome}" for a in engine.attempts]
+    return lines
 
 
 def _summary(manifest: Manifest, present: list[str]) -> list[str]:
@@ -104,13 +118,19 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
     return [
         f"{manifest.name} {manifest.version} ({manifest.license}), schema {manifest.schema}",
         f"files    {len(present)} of {len(manifest.files)} present and intact, {size / 1e6:.1f} MB",
-        f"targets  {', '.join(manifest.targets)}",
         f"recipes  {', '.join(recipes)}",
         f"cameras  {', '.join(interface.cameras)}; prompt format {interface.prompt_format}",
         f"actions  {interface.horizon} x {interface.action_dims}; steps {list(manifest.steps)}, "
         f"default {manifest.default_steps}; prompt buckets {list(manifest.prompt_buckets)}",
         *gates,
+        *(line for target, entry in manifest.targets.items() for line in _target(target, entry)),
     ]
+
+
+def _target(name: str, entry: TargetFiles) -> list[str]:
+    chip = entry.lock.compute_capability
+    built = f"{entry.lock.library} {entry.lock.version}" + (f", compute capability {chip}" if chip else "")
+    return [f"target   {name}: {built}", *_engines(entry.engines)]
 
 
 def _observation(arguments: argparse.Namespace, policy: Policy) -> dict[str, Any]:

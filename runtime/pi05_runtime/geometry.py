@@ -100,8 +100,8 @@ class Signature(msgspec.Struct, frozen=True):
     outputs: tuple[Port, ...]
 
 
-def signature(component: str, geometry: Geometry, views: int, horizon: int) -> Signature:
-    """Names, dtypes and shapes of a component, or of `prefix`: the contract between export, engines and
+def signatures(geometry: Geometry, views: int, horizon: int) -> dict[str, Signature]:
+    """Names, dtypes and shapes of every component and of `prefix`: the contract between export, engines and
     runtime."""
     g = geometry
     size, depth, head_dim = g.vision.image_size, g.prefix.depth, g.prefix.head_dim
@@ -121,7 +121,7 @@ def signature(component: str, geometry: Geometry, views: int, horizon: int) -> S
             (Port("x_next", "float32", x.shape),),
         ),
         PREFIX: Signature((images, prompt, length), (keys, values)),
-    }[component]
+    }
 
 
 def fixed_shape(port: Port, prompt: int, image_tokens: int) -> tuple[int, ...]:

@@ -8,29 +8,30 @@ import msgspec
 
 from pi05_runtime.engines.library import load_library
 from pi05_runtime.errors import TargetError
-from pi05_runtime.targets import find_target
+from pi05_runtime.targets import Library, find_target
 
 
 class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """library: a Python module, at exactly `version`. compute_capability: of the GPU, None for a CPU."""
 
-    library: str
+    library: Library
     version: str
     compute_capability: str | None
 
 
 def check_library(target: str, lock: Lock, advice: str) -> None:
-    """Errors: TargetError if this machine has another version of the target's library, or none, or if the
-    lock is another chip's. advice: what to do about the version."""
-    if (wanted := find_target(target).compute_capability) != lock.compute_capability:
+    """advice: what to do about another version.
+
+    Errors: TargetError if this machine has another version of the target's library, or none, or if the lock
+    is not of this target's library and chip.
+    """
+    wanted = find_target(target)
+    expected, found = (wanted.library, wanted.compute_capability), (lock.library, lock.compute_capability)
+    if found != expected:
+        raise TargetError(f"the lock of {target} is of {found}, {expected} expected: correct the lock")
+    if (version := installed_version(lock.library)) != lock.version:
         raise TargetError(
-            f"{target} is compute capability {wanted}, its lock says {lock.compute_capability}: correct "
-            "the lock"
-        )
-    if (found := installed_version(lock.library)) != lock.version:
-        raise TargetError(
-            f"{target} is locked to {lock.library} {lock.version}, this machine has {found or 'none'}: "
-            f"{advice}"
+            f"{target} is locked to {lock.library} {lock.version}, this machine has {version}: {advice}"
         )
 
 
@@ -44,12 +45,19 @@ def check_device(target: str) -> None:
         )
 
 
-def installed_version(library: str) -> str | None:
-    """The version of a library as it states it itself; None if it does not import."""
-    try:
-        return str(load_library(library).__version__)
-    except TargetError:
-        return None
+def check_runtime(target: str, lock: Lock) -> None:
+    """Whether engines built under `lock` can run here. ONNX Runtime compiles anew in any version.
+
+    Errors: TargetError.
+    """
+    check_device(target)
+    if find_target(target).engine != "ort":
+        check_library(target, lock, "run `pi05 rebuild`")
+
+
+def installed_version(library: Library) -> str:
+    """The version of a library as it states it itself. Errors: TargetError if it does not import."""
+    return str(load_library(library).__version__)
 
 
 def device_capability() -> str | None:

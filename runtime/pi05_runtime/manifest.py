@@ -5,6 +5,7 @@ versioned; `json_schema` emits the JSON Schema of it. There is no timestamp, so 
 give the same manifest.
 """
 
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -12,12 +13,15 @@ import msgspec
 
 from pi05_runtime.build import Attempt
 from pi05_runtime.errors import BundleError
-from pi05_runtime.geometry import COMPONENTS, PREFIX, Geometry
+from pi05_runtime.geometry import Geometry, decision_networks
 from pi05_runtime.interface import Interface
 from pi05_runtime.lock import Lock
+from pi05_runtime.targets import Recipe, find_target
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
+ONNX_FILES = ("bf16.onnx", "weights.bin", "table.json")
+"""What an engine is built from."""
 Judged = Literal["engine", "twin"]
 """What a gate was measured on: the engine, or, where it was built for a chip that the exporter did not
 have, the fp32 twin of its ONNX on a CPU. Codes and scales are the same bytes; the golden sample judges the
@@ -35,12 +39,12 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A component's ONNX in one recipe, in onnx/<component>/<recipe>. quantized: share of its linear
     weights that the recipe quantizes. keep: layers it leaves in bf16 by name."""
 
-    recipe: str
+    recipe: Recipe
     keep: tuple[str, ...]
     quantized: float
 
 
-class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """file: what the backend loads. recipes: of each component in it. attempts: the rungs that the
     builder tried, the last of which gave this engine; none where nothing had to be built. layers: the
     linear layers by the precision that the engine runs them in, where the engine can tell."""
@@ -52,10 +56,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TargetFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A target of the bundle. engines: component, or `prefix` -> engine. files: all that the target needs,
-    shared files included. lock: what its engines were built with, and need."""
+    """A target of the bundle. engines: what a decision runs, the three components or `prefix` and `denoise`
+    -> engine. files: all that the target needs to act, shared files included. lock: what its engines were
+    built with, and need."""
 
-    engines: dict[str, Engine]
+    engines: dict[str, EngineFile]
     files: tuple[str, ...]
     lock: Lock
 
@@ -83,12 +88,13 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Golden sample. cosine: the least that a self-test accepts against the stored actions."""
+    """Golden sample. cosine: recipe -> the least that a self-test accepts against the stored actions, of
+    engines of which that is the coarsest."""
 
     file: str
     prompt: str
     steps: tuple[int, ...]
-    cosine: float
+    cosine: dict[Recipe, float]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,13 +128,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def onnx_folder(component: str, recipe: str) -> str:
-    """Where a bundle keeps a component's ONNX: bf16.onnx, fp32.onnx, weights.bin and table.json."""
+    """Where a bundle keeps a component's ONNX: ONNX_FILES, and the CPU's twin fp32.onnx."""
     return f"onnx/{component}/{recipe}"
+
+
+def build_files(manifest: Manifest, target: str) -> set[str]:
+    """What the engines of `target` can be built from: its ONNX in each recipe that the chip has."""
+    has = find_target(target).recipes
+    return {
+        f"{onnx_folder(component, variant.recipe)}/{name}"
+        for component, variants in manifest.components.items()
+        for variant in variants
+        if variant.recipe in has
+        for name in ONNX_FILES
+    }
 
 
 def shared_files(manifest: Manifest) -> set[str]:
     """What every target loads beside its engines."""
     return {manifest.tokenizer, manifest.token_embedding, manifest.schedule, manifest.golden.file}
+
+
+def names_outside(names: Collection[str]) -> list[str]:
+    """Of file names relative to a folder, those that lead out of it."""
+    paths = map(PurePosixPath, names)
+    return [str(path) for path in paths if path.is_absolute() or ".." in path.parts]
 
 
 class _Version(msgspec.Struct):
@@ -166,24 +190,35 @@ def read_manifest(bundle: Path) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {error}; copy the bundle again") from error
-    if contradiction := _contradiction(manifest):
-        raise BundleError(f"{path}: {contradiction}; export the bundle again")
+    if found := contradiction(manifest):
+        raise BundleError(f"{path}: {found}; export the bundle again")
     return manifest
 
 
-def _contradiction(m: Manifest) -> str | None:
-    """The first thing that no exporter writes and that types cannot exclude."""
-    for name in m.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            return f"files: {name!r} found, only names inside the bundle expected"
+def contradiction(m: Manifest) -> str | None:
+    """The first thing that no exporter may write and that types cannot exclude."""
+    if outside := names_outside(m.files):
+        return f"files: {outside[0]!r} found, only names inside the bundle expected"
     shared = shared_files(m)
     for target, entry in m.targets.items():
-        if set(entry.engines) - {PREFIX} != set(COMPONENTS):
-            return f"targets.{target}.engines: {sorted(entry.engines)} found, {list(COMPONENTS)} expected"
+        if set(entry.engines) != set(expected := decision_networks(entry.engines)):
+            return f"targets.{target}.engines: {sorted(entry.engines)} found, {list(expected)} expected"
         if missing := shared.union(e.file for e in entry.engines.values()) - set(entry.files):
             return f"targets.{target}.files: lacks {sorted(missing)}, which this target loads"
         if missing := set(entry.files) - m.files.keys():
             return f"files: lacks {sorted(missing)}, which target {target} names"
+    for component, variants in m.components.items():
+        if (
+            missing := {
+                name
+                for variant in variants
+                for name in (f"{onnx_folder(component, variant.recipe)}/{file}" for file in ONNX_FILES)
+            }
+            - m.files.keys()
+        ):
+            return f"files: lacks {sorted(missing)} of components.{component}"
+        if missing := {variant.recipe for variant in variants} - m.golden.cosine.keys():
+            return f"golden.cosine: lacks {sorted(missing)}, recipes of components.{component}"
     if missing := {m.default_steps, *m.golden.steps} - set(m.steps):
         return f"steps: {list(m.steps)} found, {sorted(missing)} expected too"
     if not m.golden.steps:

@@ -10,14 +10,13 @@ import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, Engine, open_engine
 from pi05_runtime.errors import BundleError, ObservationError
-from pi05_runtime.geometry import COMPONENTS, PREFIX, decision_networks, signature
-from pi05_runtime.lock import check_device, check_library
-from pi05_runtime.manifest import Manifest, read_manifest, shared_files
+from pi05_runtime.geometry import signatures
+from pi05_runtime.lock import check_runtime
+from pi05_runtime.manifest import EngineFile, Manifest, read_manifest, shared_files
 from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.preprocess.normalize import unnormalize_actions
-from pi05_runtime.rebuilt import read_rebuilt
+from pi05_runtime.rebuilt import AGAIN, read_rebuilt
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
-from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
 from pi05_runtime.verify import target_files, verify
 
@@ -26,40 +25,66 @@ class Policy:
     """A verified bundle with its engines loaded. Not thread-safe: one decision at a time."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, preprocess: Preprocessor, engine: Engine, steps: int
+        self,
+        folder: Path,
+        manifest: Manifest,
+        preprocess: Preprocessor,
+        engine: Engine,
+        recipes: frozenset[str],
+        schedule: Schedule,
     ) -> None:
-        self.manifest, self.engine = manifest, engine
-        self._folder, self._preprocess = folder, preprocess
-        self._schedule = self._read_schedule(steps)
+        """recipes: that the engines were built from."""
+        self.manifest, self.engine, self.recipes = manifest, engine, recipes
+        self._folder, self._preprocess, self._schedule = folder, preprocess, schedule
         self._generator = np.random.default_rng()
 
     @classmethod
     def load(cls, path: Path, target: str, steps: int | None = None, engines: Path | None = None) -> "Policy":
         """See pi05_runtime.load."""
         manifest = read_manifest(path)
-        if engines is None:
-            entry, folder = target_files(manifest, target), path
-            verify(path, manifest.files, entry.files)
-        else:
-            entry, folder = read_rebuilt(engines, path, target), engines
+        if engines is not None:
+            rebuilt = read_rebuilt(engines, path, manifest, target)
+            check_runtime(target, rebuilt.lock)
+            verify(engines, rebuilt.files, rebuilt.files, AGAIN)
             verify(path, manifest.files, shared_files(manifest))
-        if find_target(target).engine != "ort":
-            check_device(target)
-            check_library(target, entry.lock, "run `pi05 rebuild`")
+            return cls.open(path, manifest, target, rebuilt.engines, engines, steps)
+        entry = target_files(manifest, target)
+        check_runtime(target, entry.lock)
+        verify(path, manifest.files, entry.files)
+        return cls.open(path, manifest, target, entry.engines, path, steps)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        target: str,
+        engines: Mapping[str, EngineFile],
+        folder: Path,
+        steps: int | None = None,
+    ) -> "Policy":
+        """Loads what has been verified. engines: network -> file, relative to `folder`. Errors as `load`."""
         geometry, interface = manifest.geometry, manifest.interface
+        steps = manifest.default_steps if steps is None else steps
+        schedule = _read_schedule(path, manifest, steps)
         table = TokenEmbedding(path / manifest.token_embedding, geometry.vocabulary, geometry.prefix.width)
         preprocess = Preprocessor(
             geometry, interface, manifest.prompt_buckets, path / manifest.tokenizer, table
         )
-        views, horizon = len(interface.cameras), interface.horizon
-        networks = decision_networks(entry.engines)
-        engine = open_engine(
-            target,
-            {name: folder / entry.engines[name].file for name in networks},
-            {name: signature(name, geometry, views, horizon) for name in (*COMPONENTS, PREFIX)},
-        )
-        steps = manifest.default_steps if steps is None else steps
-        return cls(path, manifest, preprocess, engine, steps)
+        ports = signatures(geometry, len(interface.cameras), interface.horizon)
+        files = {network: folder / engine.file for network, engine in engines.items()}
+        recipes = frozenset(recipe for engine in engines.values() for recipe in engine.recipes.values())
+        return cls(path, manifest, preprocess, open_engine(target, files, ports), recipes, schedule)
+
+    def close(self) -> None:
+        """Gives back what the engines hold of the device. The policy cannot act afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> "Policy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def steps(self) -> int:
@@ -68,7 +93,7 @@ class Policy:
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self._schedule = self._read_schedule(steps)
+        self._schedule = _read_schedule(self._folder, self.manifest, steps)
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """One decision.
@@ -116,7 +141,8 @@ class Policy:
             )
         return noise
 
-    def _read_schedule(self, steps: int) -> Schedule:
-        if type(steps) is not int:
-            raise BundleError(f"steps: {steps!r} found, one of {list(self.manifest.steps)} expected")
-        return read_schedule(self._folder / self.manifest.schedule, steps)
+
+def _read_schedule(folder: Path, manifest: Manifest, steps: int) -> Schedule:
+    if type(steps) is not int:
+        raise BundleError(f"steps: {steps!r} found, one of {list(manifest.steps)} expected")
+    return read_schedule(folder / manifest.schedule, steps)

@@ -18,9 +18,13 @@ def staged(path: Path) -> Generator[Path]:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        try:
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 The list holds what this release can build and load; a name outside it is refused with this list.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -14,14 +15,15 @@ RECIPES: tuple[Recipe, ...] = ("bf16", "int8", "fp8", "nvfp4", "int4")
 """From the finest to the coarsest: the whole loop is held to the coarsest of its components."""
 
 EngineKind = Literal["ort", "tensorrt", "tensorrt_rtx"]
+Library = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """engine: the kind of engine, and with it what builds and loads it; for the two TensorRTs this is the
-    name of the Python module. compute_capability: of the GPU, None for a CPU. recipes: those whose
-    arithmetic the chip has."""
+    """engine: the kind of engine, and with it what builds and loads it. library: the Python module that
+    does. compute_capability: of the GPU, None for a CPU. recipes: those whose arithmetic the chip has."""
 
     engine: EngineKind
+    library: Library
     compute_capability: str | None
     recipes: frozenset[Recipe]
 
@@ -30,11 +32,16 @@ _BLACKWELL: frozenset[Recipe] = frozenset(RECIPES)
 _SM89: frozenset[Recipe] = _BLACKWELL - {"nvfp4"}
 
 TARGETS = {
-    "cpu-ort": Target("ort", None, _BLACKWELL),
-    "sm110-trt": Target("tensorrt", "11.0", _BLACKWELL),
-    "sm89-rtx": Target("tensorrt_rtx", "8.9", _SM89),
-    "sm120-rtx": Target("tensorrt_rtx", "12.0", _BLACKWELL),
+    "cpu-ort": Target("ort", "onnxruntime", None, _BLACKWELL),
+    "sm110-trt": Target("tensorrt", "tensorrt", "11.0", _BLACKWELL),
+    "sm89-rtx": Target("tensorrt_rtx", "tensorrt_rtx", "8.9", _SM89),
+    "sm120-rtx": Target("tensorrt_rtx", "tensorrt_rtx", "12.0", _BLACKWELL),
 }
+
+
+def coarsest(recipes: Collection[str]) -> Recipe:
+    """The coarsest of `recipes`: what a whole loop is held to."""
+    return RECIPES[max(i for i, recipe in enumerate(RECIPES) if recipe in recipes)]
 
 
 def find_target(name: str) -> Target:

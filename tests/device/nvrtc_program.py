@@ -12,7 +12,7 @@ from typing import Any
 
 from pi05_runtime.engines.driver import Device, call, compute_capability
 from pi05_runtime.errors import TargetError
-from pi05_runtime.geometry import COMPONENTS, Geometry, Signature, Stack, Vision, signature
+from pi05_runtime.geometry import COMPONENTS, Geometry, Signature, Stack, Vision, signatures
 
 VIEWS, HORIZON = 2, 6
 
@@ -85,8 +85,8 @@ def geometry(depth: int) -> Geometry:
     )
 
 
-def signatures(depth: int) -> dict[str, Signature]:
-    return {name: signature(name, geometry(depth), VIEWS, HORIZON) for name in COMPONENTS}
+def ports(depth: int) -> dict[str, Signature]:
+    return signatures(geometry(depth), VIEWS, HORIZON)
 
 
 def gpu() -> str | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pi05_runtime.engines.buffers import decode, encode
 from pi05_runtime.engines.driver import Bytes
 from pi05_runtime.errors import EngineError
-from pi05_runtime.geometry import COMPONENTS, PREFIX, Geometry, Signature, Stack, Vision, signature
+from pi05_runtime.geometry import Geometry, Signature, Stack, Vision, signatures
 from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule
 
@@ -24,7 +24,7 @@ TINY = Geometry(
     action_width=2,
 )
 VIEWS, HORIZON = 2, 3
-SIGNATURES = {name: signature(name, TINY, VIEWS, HORIZON) for name in (*COMPONENTS, PREFIX)}
+SIGNATURES = signatures(TINY, VIEWS, HORIZON)
 
 
 def example(prompt: int = 5, seed: int = 0) -> tuple[Inputs, npt.NDArray[np.float32]]:

@@ -11,7 +11,7 @@ from pi05_runtime import golden, load
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.engines.ort import OrtEngine
 from pi05_runtime.errors import EngineError
-from pi05_runtime.geometry import COMPONENTS, signature
+from pi05_runtime.geometry import COMPONENTS, signatures
 from pi05_runtime.policy import Policy
 from tests.pipeline import TARGET
 from tests.runtime.host_device import HostDevice, HostProgram
@@ -40,7 +40,7 @@ def ort(policy: Policy) -> OrtEngine:
 def graphs(policy: Policy, ort: OrtEngine) -> Iterator[Policy]:
     """The policy with a GraphEngine whose networks are the sessions of its ONNX Runtime engine."""
     geometry, interface = policy.manifest.geometry, policy.manifest.interface
-    ports = {c: signature(c, geometry, len(interface.cameras), interface.horizon) for c in COMPONENTS}
+    ports = signatures(geometry, len(interface.cameras), interface.horizon)
 
     def function(component: str) -> Any:
         integers = {port.name for port in ports[component].inputs if port.dtype == "int32"}

@@ -79,7 +79,7 @@ def test_contradiction_is_refused(bundle: Path, edit: Edit, message: str) -> Non
         read_manifest(bundle)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{'schema': 1}", b'{"schema": 1, "name": "\xff"}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{'schema': 2}", b'{"schema": 2, "name": "\xff"}'])
 def test_broken_json(bundle: Path, data: bytes) -> None:
     (bundle / FILE).write_bytes(data)
     with pytest.raises(BundleError, match=r"manifest\.json: .+; copy the bundle again"):

@@ -39,7 +39,7 @@ def test_golden_observation_gives_golden_actions(bundle: Path, steps: int) -> No
     found = policy.infer(sample)["actions"]
     assert policy.steps == steps
     assert found.dtype == np.float32 and found.shape == (interface.horizon, interface.action_dims)
-    assert golden.cosine(found, in_robot_units) > policy.manifest.golden.cosine
+    assert golden.cosine(found, in_robot_units) > policy.manifest.golden.cosine["fp8"]
     # A cosine does not see the length.
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(in_robot_units), rtol=0.03)
 

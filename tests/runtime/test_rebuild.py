@@ -71,7 +71,7 @@ def test_without_the_gpu_nothing_is_built(
 
 def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, engines: Path) -> None:
     manifest, made = read_manifest(bundle), record(engines)
-    assert reason_to_rebuild(manifest, RTX) == f"the bundle has no engines for {RTX}"
+    assert reason_to_rebuild(bundle, RTX) == f"the bundle has no engines for {RTX}"
     assert [attempt.outcome for e in made.engines.values() for attempt in e.attempts] == ["built"] * 3
     assert made.engines["prefill"].layers["fp8"] == 9
     assert {score.steps for score in made.golden} == set(manifest.golden.steps)
@@ -82,7 +82,7 @@ def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, engines
 @pytest.mark.usefixtures("device")
 def test_engines_that_fail_the_golden_sample_are_not_kept(bundle: Path, tmp_path: Path) -> None:
     with edited(bundle) as manifest:
-        manifest["golden"]["cosine"] = 0.9999999
+        manifest["golden"]["cosine"]["fp8"] = 0.9999999
     out = tmp_path / "engines"
     with pytest.raises(GateError, match="self-test of sm120-rtx failed"):
         rebuild(bundle, RTX, out, OPTIONS)
@@ -131,11 +131,71 @@ def test_another_version_of_the_library_is_refused_with_both(bundle: Path, own: 
         load(bundle, RTX, engines=own)
 
 
+def test_a_record_of_engines_that_did_not_pass_is_refused(bundle: Path, own: Path) -> None:
+    made = record(own)
+    failed = msgspec.structs.replace(made.golden[0], cosine=0.5)
+    engine = msgspec.structs.replace(made.engines["denoise"], file="../denoise.engine")
+    for change, message in (
+        ({"golden": ()}, r"golden: steps \[\] found"),
+        ({"golden": (failed, *made.golden[1:])}, "the engines did not pass at"),
+        ({"engines": {"denoise": made.engines["denoise"]}}, r"engines: \['denoise'\] found"),
+        ({"engines": made.engines | {"denoise": engine}}, r"files: lacks \['\.\./denoise\.engine'\]"),
+        (
+            {
+                "engines": made.engines | {"denoise": engine},
+                "files": made.files | {engine.file: made.files[made.engines["denoise"].file]},
+            },
+            "only names inside the folder",
+        ),
+    ):
+        (own / RECORD).write_bytes(msgspec.json.encode(msgspec.structs.replace(made, **change)))
+        with pytest.raises(BundleError, match=rf"{message}.*run `pi05 rebuild` again"):
+            load(bundle, RTX, engines=own)
+
+
+@pytest.mark.usefixtures("device")
+def test_only_a_folder_of_rebuilt_engines_is_replaced(bundle: Path, engines: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").touch()
+    for out, message in (
+        (tmp_path / "data", "holds no rebuilt engines"),
+        (tmp_path / "data" / "precious", "holds no rebuilt engines"),
+        (bundle, "holds the bundle or lies in it"),
+        (bundle / "engines", "holds the bundle or lies in it"),
+        (tmp_path, "holds the bundle or lies in it"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            rebuild(bundle, RTX, out, OPTIONS)
+    assert (tmp_path / "data" / "precious").exists()
+
+
+@pytest.mark.usefixtures("device")
+def test_engines_of_this_version_are_rebuilt_only_if_they_fail(
+    bundle: Path, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle whose own engines are those that were rebuilt."""
+    made = record(engines)
+    with edited(bundle) as manifest:
+        shared = [manifest[n] for n in ("tokenizer", "token_embedding", "schedule")]
+        files = [*shared, manifest["golden"]["file"], *made.files]
+        entry = {"engines": made.engines, "files": files, "lock": made.lock}
+        manifest["targets"][RTX] = msgspec.to_builtins(entry)
+        manifest["files"] |= msgspec.to_builtins(made.files)
+    shutil.copytree(engines, bundle, dirs_exist_ok=True)
+    assert reason_to_rebuild(bundle, RTX) is None
+    with edited(bundle) as manifest:
+        manifest["golden"]["cosine"]["fp8"] = 0.9999999
+    assert "self-test of sm120-rtx failed" in str(reason_to_rebuild(bundle, RTX))
+    monkeypatch.setattr(lock_module, "device_capability", lambda: "8.9")
+    with pytest.raises(TargetError, match=r"12\.0, this machine has 8\.9"):
+        reason_to_rebuild(bundle, RTX)
+
+
 def test_a_target_that_compiles_nothing_has_nothing_to_rebuild(bundle: Path) -> None:
     with pytest.raises(TargetError, match="it runs the bundle's ONNX as it is"):
-        reason_to_rebuild(read_manifest(bundle), "cpu-ort")
+        reason_to_rebuild(bundle, "cpu-ort")
 
 
 def test_a_missing_library_is_named(bundle: Path) -> None:
-    with pytest.raises(TargetError, match="tensorrt does not import here"):
-        reason_to_rebuild(read_manifest(bundle), "sm110-trt")
+    with pytest.raises(TargetError, match="needs tensorrt, which does not import here"):
+        reason_to_rebuild(bundle, "sm110-trt")

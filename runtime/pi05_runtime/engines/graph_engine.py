@@ -240,22 +240,22 @@ class GraphEngine:
             with ExitStack() as held:
                 modulation = self._alloc(held, stride * schedule.steps)
                 table = _Table(schedule, modulation, stride, self._alloc(held, 4))
-                self._fill(table)
+                self._fill(table, schedule)
                 self._held.callback(held.pop_all().close)
             self._tables[schedule.steps] = table
         elif table.schedule is not schedule:
+            self._fill(table, schedule)
             table.schedule = schedule
-            self._fill(table)
         return table
 
-    def _fill(self, table: _Table) -> None:
+    def _fill(self, table: _Table, schedule: Schedule) -> None:
         shape = self._shapes("denoise", 0)["modulation"]
-        rows = np.zeros((table.schedule.steps, table.stride), np.uint8)
-        for row, values in zip(rows, table.schedule.modulation, strict=True):
+        rows = np.zeros((schedule.steps, table.stride), np.uint8)
+        for row, values in zip(rows, schedule.modulation, strict=True):
             encoded = encode(self._ports["modulation"], shape, values)
             row[: len(encoded)] = encoded
         self._device.upload(table.modulation, rows.reshape(-1), self._stream)
-        dt = encode(self._ports["dt"], (), np.asarray(table.schedule.dt))
+        dt = encode(self._ports["dt"], (), np.asarray(schedule.dt))
         self._device.upload(table.dt, dt, self._stream)
         self._device.synchronize(self._stream)
 

@@ -1,11 +1,11 @@
 """The libraries that run engines, each brought in only when its target is asked for."""
 
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 from pi05_runtime.errors import TargetError
+from pi05_runtime.targets import Library as Library
 
-Library = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 ADVICE = {
     "onnxruntime": "pip install 'pi05-runtime[ort]'",
     "tensorrt": "it comes with JetPack: apt install python3-libnvinfer, and give the virtual environment "
