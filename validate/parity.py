@@ -3,6 +3,8 @@
 A component alone shows where an error comes from; the whole loop (actions.py) shows what it does.
 """
 
+from contextlib import closing
+
 import numpy as np
 
 from export.artifacts import SCHEDULE, TABLES
@@ -54,15 +56,18 @@ def component_answer(
 def main(target: str, component: str) -> None:
     params = load_params()
     reference, observations, prepare = Answers(), Observations(params.heldout), preprocessor(params)
-    engine, judged = open_judged(target, [component])
     schedule = read_schedule(TABLES / SCHEDULE, params.export.default_steps)
     answers: dict[str, list[np.ndarray]] = {}
-    for i in progress(range(reference.count), desc=f"parity {component}"):
-        given = {name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")}
-        for name, output in component_answer(
-            component, engine, prepare(observations[i]), given, schedule
-        ).items():
-            answers.setdefault(name, []).append(output)
+    engine, judged = open_judged(target, [component])
+    with closing(engine):
+        for i in progress(range(reference.count), desc=f"parity {component}"):
+            given = {
+                name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")
+            }
+            for name, output in component_answer(
+                component, engine, prepare(observations[i]), given, schedule
+            ).items():
+                answers.setdefault(name, []).append(output)
     measured = {name: reference.measure(name, outputs) for name, outputs in answers.items()}
     judge(params, target, component, judged, reference.count, measured)
 
