@@ -25,7 +25,7 @@ check: $(INSTALLED)
 recipes: $(INSTALLED)
 	python -m demo.recipes
 
-# What the pipeline costs in time and memory at pi0.5's real size: 32 GB of disk, 10 GB of memory.
+# What the pipeline costs in time and memory at pi0.5's real size: 40 GB of disk, 10 GB of memory.
 fullsize: $(INSTALLED)
 	python -m demo.fullsize
 

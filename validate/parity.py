@@ -17,6 +17,7 @@ from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule, read_schedule
 from validate.metrics import Answers, judge
 
+GIVEN = ("image_tokens", "keys", "values", "states")
 PADDING = 1e3
 """What the cache holds beyond the prefix: large, so that an engine that looks there is found out."""
 
@@ -61,12 +62,9 @@ def main(target: str, component: str) -> None:
     engine, judged = open_judged(target, [component])
     with closing(engine):
         for i in progress(range(reference.count), desc=f"parity {component}"):
-            given = {
-                name: reference.bf16[f"{name}.{i}"] for name in ("image_tokens", "keys", "values", "states")
-            }
-            for name, output in component_answer(
-                component, engine, prepare(observations[i]), given, schedule
-            ).items():
+            given = {name: reference.bf16[f"{name}.{i}"] for name in GIVEN}
+            found = component_answer(component, engine, prepare(observations[i]), given, schedule)
+            for name, output in found.items():
                 answers.setdefault(name, []).append(output)
     measured = {name: reference.measure(name, outputs) for name, outputs in answers.items()}
     judge(params, target, component, judged, reference.count, measured)
