@@ -31,16 +31,16 @@ from export.checkpoint.canonical import read_description
 from export.component import read_calibration_set
 from export.engine import read_record
 from export.gates import GATES, require_engine, require_passed
+from export.layer_table import read_table
 from export.observations import NOISE_SEED, Observations, seeded_noise
 from export.params import Params, load_params
 from export.stage import progress, run_stage
-from export.table import read_table
 from pi05_runtime import manifest as contract
 from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.golden import ACTIONS, IMAGE
+from pi05_runtime.layer_table import Table
 from pi05_runtime.staging import staged
-from pi05_runtime.table import Table
 from pi05_runtime.targets import RECIPES, Recipe
 from pi05_runtime.verify import hash_file
 

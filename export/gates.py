@@ -12,8 +12,8 @@ import numpy as np
 
 from export.artifacts import ArtifactError, read_json
 from export.engine import EngineRecord, decision_recipes, engine_file, read_record
+from export.layer_table import read_table
 from export.params import Params
-from export.table import read_table
 from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.manifest import Judged

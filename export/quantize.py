@@ -22,8 +22,8 @@ from export.recipes import QuantizedLinear, calibrate, encode
 from export.stage import progress, run_stage
 from export.twins import WeightsFile, fp32_twin, quantize_graph
 from pi05_runtime.errors import ParamsError
+from pi05_runtime.layer_table import Layer, Table
 from pi05_runtime.staging import staged
-from pi05_runtime.table import Layer, Table
 
 
 def choose_layers(module: nn.Module, params: ComponentParams) -> list[str]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from export import nvfp4
 from export.artifacts import quantized_folder
+from export.layer_table import read_table
 from export.recipes import calibrate, encode
-from export.table import read_table
 from pi05_runtime.engines.ort import open_session
 from pi05_runtime.errors import ParamsError
 from tests.pipeline import change_params, run_stage

@@ -18,10 +18,10 @@ from export import nvfp4
 from export.artifacts import WEIGHTS, quantized_folder
 from export.component import build_component, component_inputs
 from export.engine.ort import to_numpy
+from export.layer_table import read_table
 from export.params import ComponentParams, load_params
 from export.quantize import choose_layers
 from export.recipes import FORMATS, INT4_BLOCK, QuantizedLinear, calibrate, encode, precision_of
-from export.table import read_table
 from pi05_runtime.engines.ort import open_session
 from pi05_runtime.errors import EngineError, ParamsError
 from pi05_runtime.geometry import COMPONENTS

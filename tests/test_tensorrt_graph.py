@@ -13,7 +13,7 @@ import tensorrt_rtx
 
 from export.artifacts import quantized_folder
 from export.component import component_inputs
-from export.table import read_table
+from export.layer_table import read_table
 from pi05_runtime.build.evidence import judge
 from pi05_runtime.build.layers import EngineLayer, read_layers
 from pi05_runtime.build.network import create_network
@@ -71,7 +71,7 @@ def test_every_product_runs_in_the_precision_of_the_table(
         table = read_table(component, recipe)
         shapes = {name: tuple(tensor.shape) for name, tensor in next(component_inputs(component)).items()}
         layers = build(quantized_folder(component, recipe) / "bf16.onnx", shapes)
-    evidence = judge([table], layers, 1, "builder log")
+    evidence = judge([table], [layers], 1, "builder log")
     assert not evidence.faults, [str(fault) for fault in evidence.faults]
     planned = [row.precision for row in table.layers]
     assert {found: planned.count(found) for found in ("nvfp4", "fp8") if found in planned} == {

@@ -52,3 +52,15 @@ class GateError(Pi05Error):
     """A gate did not pass, or could not run, which counts the same."""
 
     exit_code = 8
+
+
+class DeviceError(Pi05Error):
+    """This device's store of bundles cannot do what was asked: no space, no such bundle, not in that state."""
+
+    exit_code = 9
+
+
+class NetworkError(Pi05Error):
+    """The Hub could not be reached, refused, or sent something else than what was asked for."""
+
+    exit_code = 10

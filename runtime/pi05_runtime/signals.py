@@ -19,7 +19,8 @@ def ended_by_signals() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in ENDING}
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's stay
+    before = {number: signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in heard}
     try:
         yield
     finally:

@@ -1,6 +1,9 @@
 """Tiny components for the builder's tests: two linears each, in any recipe, in a component's ONNX layout."""
 
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -8,8 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from pi05_runtime.build.contract import BuildOptions, Part, Request
 from pi05_runtime.geometry import PREFIX, Port, Signature
-from pi05_runtime.table import Layer, Table
+from pi05_runtime.layer_table import Layer, Table
 
 WIDTH, TOKENS = 256, 8
 _IMAGES = Port("images", "float32", (TOKENS, WIDTH))
@@ -55,6 +59,30 @@ def write_component(
     table = Table(component, plan, (), None, 0.0, layers)
     (folder / "table.json").write_bytes(msgspec.json.encode(table))
     return folder
+
+
+def request(folder: Path, out: Path, **changes: Any) -> Request:
+    """One attempt at the component in `folder`, for TensorRT for RTX unless `changes` say otherwise."""
+    table = msgspec.json.decode((folder / "table.json").read_bytes(), type=Table)
+    values: dict[str, Any] = {
+        "library": "tensorrt_rtx",
+        "compute_capability": "12.0",
+        "name": table.component,
+        "parts": (Part(table.component, str(folder / "bf16.onnx"), table),),
+        "signature": SIGNATURES[table.component],
+        "profiles": (),
+        "optimization_level": 3,
+        "options": BuildOptions(minutes=1, workspace_gib=1),
+        "out": str(out),
+        "parent": os.getpid(),
+    }
+    return Request(**values | changes)
+
+
+def is_the_same_anywhere(outcome: str) -> bool:
+    """Whether a manifest that is the same on every machine may hold it: one line, and in it no absolute
+    path, no address and no measured duration."""
+    return "\n" not in outcome and not re.search(r"(?<!\w)/\w|0x[0-9a-f]|\d ?(s|ms|us|seconds)\b", outcome)
 
 
 def _values(ports: tuple[Port, ...]) -> list[onnx.ValueInfoProto]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,10 +12,16 @@ import pytest
 
 from pi05_runtime.build import BuildOptions, Built, build_engine
 from pi05_runtime.build.attempt import run_attempt
-from pi05_runtime.build.contract import Part, Refused, Request
+from pi05_runtime.build.contract import Refused
 from pi05_runtime.errors import EngineError, TargetError
-from pi05_runtime.table import Table
-from tests.runtime.build_onnx import SIGNATURES, TOKENS, write_component
+from pi05_runtime.layer_table import Table
+from tests.runtime.build_onnx import (
+    SIGNATURES,
+    TOKENS,
+    is_the_same_anywhere,
+    request,
+    write_component,
+)
 
 OPTIONS = BuildOptions(minutes=1, workspace_gib=1)
 BUCKETS = (4, 6)
@@ -47,6 +54,14 @@ def test_engine_runs_as_its_recipe_says(target: str, recipe: str, tmp_path: Path
     evidence = json.loads((tmp_path / "out" / "layers.json").read_text())
     assert (evidence["source"], evidence["profiles"], evidence["faults"]) == ("builder log", 2, [])
     assert f"| prefill.a | {recipe} | {recipe} |" in (tmp_path / "out" / "layers.md").read_text()
+
+
+def test_the_same_onnx_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_component(tmp_path / "onnx", "prefill", "fp8")
+    one, other = (build("sm120-rtx", {"prefill": [folder]}, tmp_path / name) for name in ("one", "other"))
+    assert (one.attempts, one.layers) == (other.attempts, other.layers)
+    for file in (one.file, "layers.json", "layers.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
 def test_vision_and_prefill_are_one_network(tmp_path: Path) -> None:
@@ -101,7 +116,26 @@ def test_recipe_that_the_chip_lacks_falls_back(tmp_path: Path) -> None:
     ]
     refusal = built.attempts[0].outcome
     assert refusal.startswith("refused: ") and "Cannot compile for target(s) sm89" in refusal
-    assert "/" not in refusal and "\n" not in refusal
+    assert is_the_same_anywhere(refusal)
+
+
+@pytest.mark.parametrize("damage", ["bf16.onnx", "weights.bin"])
+def test_onnx_that_does_not_parse_is_left_for_the_fallback(
+    damage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write_component(tmp_path / "with a space" / r, "prefill", r) for r in ("nvfp4", "fp8")]
+    os.truncate(folders[0] / damage, 500)
+    built = build("sm120-rtx", {"prefill": folders}, tmp_path / "out")
+    refused, attempt = built.attempts
+    assert (refused.recipes, attempt.recipes) == ({"prefill": "nvfp4"}, {"prefill": "fp8"})
+    assert refused.outcome.startswith("prefill (nvfp4): tensorrt_rtx ")
+    assert "does not parse its ONNX: " in refused.outcome
+    assert "space" not in refused.outcome and is_the_same_anywhere(refused.outcome)
+    said = capfd.readouterr().err
+    assert f"{folders[0]}/bf16.onnx: " in said, "the whole message is for whoever reads along"
+    assert re.search(
+        r"fp8, optimization level 3: built in [\d.]+ s, peak [\d.]+ GB, linear layers 2 fp8\n", said
+    )
 
 
 @pytest.mark.parametrize("damage", ["onnx", "weights", "gone", "table", "other"])
@@ -150,27 +184,25 @@ def test_ports_are_those_of_the_component(change: str, tmp_path: Path) -> None:
         build("sm120-rtx", {"vision": [folder]}, tmp_path / "out")
 
 
-def test_full_disk_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["full", "not writable"])
+def test_file_that_cannot_be_written_ends_the_build(fault: str, tmp_path: Path) -> None:
     folder = write_component(tmp_path / "onnx", "vision", "bf16")
-    (tmp_path / "vision.engine").symlink_to("/dev/full")
-    table = msgspec.json.decode((folder / "table.json").read_bytes(), type=Table)
-    answer = run_attempt(
-        Request(
-            library="tensorrt_rtx",
-            compute_capability="12.0",
-            name="vision",
-            parts=(Part("vision", str(folder / "bf16.onnx"), table),),
-            signature=SIGNATURES["vision"],
-            profiles=(),
-            optimization_level=3,
-            options=OPTIONS,
-            out=str(tmp_path),
-            parent=os.getpid(),
-        ),
-        minutes=1,
-    )
+    engine = tmp_path / "vision.engine"
+    if fault == "full":
+        engine.symlink_to("/dev/full")
+    else:
+        engine.mkdir()
+    answer = run_attempt(request(folder, tmp_path), minutes=1)
     assert isinstance(answer, Refused)
-    assert answer.final == "EngineError" and "the disk is full" in answer.reason
+    assert answer.ends_build == "EngineError" and "see that there is space" in answer.reason
+    assert is_the_same_anywhere(answer.reason)
+
+
+def test_library_comes_not_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_component(tmp_path / "onnx", "vision", "bf16")
+    (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('not the library')")
+    monkeypatch.chdir(tmp_path)
+    assert build("sm120-rtx", {"vision": [folder]}, tmp_path / "out").layers == {"bf16": 2}
 
 
 def test_target_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,22 +7,24 @@ import msgspec
 import pytest
 
 from pi05_runtime.build import BuildOptions, build_engine
-from pi05_runtime.geometry import COMPONENTS, FUSED, PREFIX, signature
+from pi05_runtime.geometry import COMPONENTS, FUSED, PREFIX, signatures
+from pi05_runtime.layer_table import Table
 from pi05_runtime.manifest import read_manifest
-from pi05_runtime.table import Table
 
 
+@pytest.mark.parametrize("target", ["sm89-rtx", "sm120-rtx"])
 @pytest.mark.parametrize("network", [*COMPONENTS, PREFIX])
-def test_every_layer_runs_as_it_was_quantized(network: str, workspace: Path, tmp_path: Path) -> None:
+def test_every_layer_runs_as_it_was_quantized(
+    network: str, target: str, workspace: Path, tmp_path: Path
+) -> None:
     manifest = read_manifest(workspace / "artifacts" / "bundle")
-    views, horizon = len(manifest.interface.cameras), manifest.interface.horizon
-    signatures = {n: signature(n, manifest.geometry, views, horizon) for n in (*COMPONENTS, PREFIX)}
+    ports = signatures(manifest.geometry, len(manifest.interface.cameras), manifest.interface.horizon)
     variants = {
         component: sorted((workspace / "artifacts" / "quantized" / component).iterdir())[:1]
         for component in FUSED.get(network, (network,))
     }
     options = BuildOptions(minutes=5, workspace_gib=4)
-    built = build_engine("sm120-rtx", variants, signatures, manifest.prompt_buckets, options, tmp_path)
+    built = build_engine(target, variants, ports, manifest.prompt_buckets, options, tmp_path)
     planned: Counter[str] = Counter()
     for (folder,) in variants.values():
         table = msgspec.json.decode((folder / "table.json").read_bytes(), type=Table)

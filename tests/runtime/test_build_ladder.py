@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pi05_runtime.build import BuildOptions, Built, attempt, build_engine
-from pi05_runtime.errors import EngineError
+from pi05_runtime.errors import EngineError, ParamsError, Pi05Error, TargetError
 from tests.pipeline import ROOT
-from tests.runtime.build_onnx import SIGNATURES, write_component
+from tests.runtime.build_onnx import SIGNATURES, is_the_same_anywhere, write_component
 
 STAND_IN = """
 import os, sys, time
@@ -34,8 +34,8 @@ def crash():
     Path(request.out, request.name + ".engine").write_text("half an eng")
     os.kill(os.getpid(), 11)
 
-def refuse(final=None):
-    sys.stdout.buffer.write(msgspec.json.encode(Refused("it refused", final)))
+def refuse(**how):
+    sys.stdout.buffer.write(msgspec.json.encode(Refused("it refused", "in full", **how)))
 
 """
 
@@ -80,6 +80,9 @@ def test_next_rung_after(
     said = capfd.readouterr().err
     assert f"sm120-rtx vision, fp8, optimization level 3: {outcome}" in said
     assert "trying sm120-rtx vision, fp8, optimization level 2" in said
+    assert is_the_same_anywhere(outcome)
+    done = "fp8, optimization level 2: built in 1.5 s, peak 2.5 GB, linear layers 1 fp8"
+    assert f"sm120-rtx vision, {done}\n" in said
 
 
 def test_fallback_recipe_comes_after_all_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +107,13 @@ def test_all_rungs_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not left_in(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [EngineError, TargetError])
 def test_what_no_rung_can_change_ends_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    kind: type[Pi05Error], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(monkeypatch, "refuse('EngineError')")
-    with pytest.raises(EngineError, match=r"^sm120-rtx vision: it refused$"):
-        build(tmp_path)
+    stand_in(monkeypatch, f"refuse(ends_build='{kind.__name__}')")
+    with pytest.raises(kind, match=r"^sm120-rtx vision: in full$"):
+        build(tmp_path, "nvfp4", "fp8")
     assert not left_in(tmp_path) and not capfd.readouterr().err
 
 
@@ -117,12 +121,30 @@ def test_what_no_level_can_change_is_left_for_the_fallback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT 10.13 does not parse an NVFP4 graph at any level, and has no trouble with its FP8 one."""
-    stand_in(monkeypatch, "if recipe == 'nvfp4': refuse('EngineError')\nelse: done()")
+    stand_in(monkeypatch, "if recipe == 'nvfp4': refuse(skips_recipe=True)\nelse: done()")
     built = build(tmp_path, "nvfp4", "fp8")
     assert [(a.recipes["vision"], a.outcome) for a in built.attempts] == [
         ("nvfp4", "it refused"),
         ("fp8", "built"),
     ]
+
+
+def test_last_recipe_that_no_level_can_change_tells_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "refuse(skips_recipe=True) if recipe == 'fp8' else crash()")
+    with pytest.raises(EngineError) as error:
+        build(tmp_path, "nvfp4", "fp8")
+    assert "no engine after 3 attempts" in str(error.value)
+    assert "nvfp4, optimization level 2: exit by signal 11" in str(error.value)
+    assert "fp8, optimization level 3: it refused" in str(error.value)
+
+
+def test_a_failed_rung_leaves_nothing_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = "Path(request.out, 'left').write_text('')"
+    stand_in(monkeypatch, f"if level == 3: {left}; crash()\nelse: done()")
+    build(tmp_path)
+    assert left_in(tmp_path) == {"vision.engine", "layers.json"}
 
 
 def test_an_older_engine_stays_until_there_is_a_new_one(
@@ -141,6 +163,8 @@ import os, subprocess, sys, time
 from pathlib import Path
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {helper.pid} ")
+if "CRASH" in os.environ:
+    os.kill(os.getpid(), 11)
 time.sleep(600)
 """
 CALLER = """
@@ -185,7 +209,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_build_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     caller, pids = start_hanging_build(tmp_path)
     caller.send_signal(number)
@@ -211,3 +235,20 @@ def test_time_limit_ends_all_that_a_worker_started(tmp_path: Path) -> None:
     for pid in pids:
         wait_until(lambda pid=pid: is_gone(pid))
     assert not left_in(tmp_path)
+
+
+def test_crash_ends_all_that_a_worker_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRASH", "1")
+    caller, pids = start_hanging_build(tmp_path)
+    _, said = caller.communicate(timeout=30)
+    assert "no engine after 2 attempts" in said and "exit by signal 11" in said
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_limits_are_positive(value: float) -> None:
+    with pytest.raises(ParamsError, match=r"minutes .* found, a number above 0 expected"):
+        BuildOptions(minutes=value, workspace_gib=1)
+    with pytest.raises(ParamsError, match="workspace_gib"):
+        BuildOptions(minutes=1, workspace_gib=value)

@@ -5,7 +5,7 @@ import pytest
 from pi05_runtime.build.evidence import Evidence, judge
 from pi05_runtime.build.layers import read_layers
 from pi05_runtime.errors import EngineError
-from pi05_runtime.table import Layer, Table
+from pi05_runtime.layer_table import Layer, Table
 
 TACTIC = "TacticName: __myelin_CASK_STUB, StreamId: 0"
 NODES = "Metadata: [ONNX Layer: prefill.a.MatMul][ONNX Layer: prefill.a.weight.DequantizeLinear]"
@@ -50,7 +50,7 @@ def kgen(inputs: str, constants: str) -> str:
 
 def evidence(precision: str, *lines: str, profiles: int = 1) -> Evidence:
     table = Table("prefill", precision, (), None, 0.0, (Layer("a", (64, 256), precision, "recipe"),))
-    return judge([table], read_layers(["Layers:", *lines, "Bindings:"]), profiles, "builder log")
+    return judge([table], [read_layers(["Layers:", *lines, "Bindings:"])], profiles, "builder log")
 
 
 def test_a_line_is_read_whole() -> None:
@@ -151,6 +151,29 @@ def test_what_is_not_as_planned(precision: str, lines: list[str], profiles: int,
     assert (fault.layer, fault.found) == ("prefill.a", found)
     assert str(fault).startswith(f"prefill.a: {found} found, ")
     assert fault.lines == tuple(lines)
+
+
+def by_profile(*listings: str) -> list[str]:
+    """What is wrong with an fp8 layer of which each profile's listing holds one line."""
+    table = Table("prefill", "fp8", (), None, 0.0, (Layer("a", (64, 256), "fp8", "recipe"),))
+    listed = [read_layers(listing.splitlines()) for listing in listings]
+    return [fault.found for fault in judge([table], listed, len(listings), "inspector").faults]
+
+
+def test_each_profile_holds_the_products() -> None:
+    product, other = rtx_gemm("FP8", "FP8"), kgen("", "")
+    assert not by_profile(product, f"{product}\n{other}")
+    assert by_profile(product, other) == ["0 of 16384 weights in 0 engine layers"]
+    assert by_profile(f"{product}\n{product}", other) == ["0 of 16384 weights in 0 engine layers"]
+    assert by_profile(product, rtx_gemm("BFloat16", "BFloat16", profile=1)) == ["bf16 x bf16"]
+
+
+def test_listings_that_do_not_differ_are_one() -> None:
+    product = rtx_gemm("FP8", "FP8")
+    assert by_profile(product, product) == ["16384 of 32768 weights in 1 engine layers"]
+    every = f"{product}\n{rtx_gemm('FP8', 'FP8', profile=1)}"
+    assert not by_profile(every, every)
+    assert by_profile(product, product, f"{product}\n{kgen('', '')}"), "two listings for three profiles"
 
 
 def test_weight_only_recipe_may_restore_weights_apart() -> None:

@@ -6,6 +6,7 @@ of its own (worker.py), because compilers of this kind crash and hang; what to t
 """
 
 from pi05_runtime.build.contract import Attempt, BuildOptions, Built
-from pi05_runtime.build.ladder import LEVELS, build_engine
+from pi05_runtime.build.ladder import build_engine
+from pi05_runtime.build.rungs import LEVELS
 
 __all__ = ["LEVELS", "Attempt", "BuildOptions", "Built", "build_engine"]

@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import suppress
 
 import msgspec
 
 from pi05_runtime.build.contract import Done, Refused, Request
 
-WORKER = (sys.executable, "-m", "pi05_runtime.build.worker")
+WORKER = (sys.executable, "-P", "-m", "pi05_runtime.build.worker")
+"""-P: a file in the current folder that has a library's name is not that library."""
 
 
 def run_attempt(request: Request, minutes: float) -> Done | Refused:
@@ -26,9 +25,9 @@ def run_attempt(request: Request, minutes: float) -> Done | Refused:
     except subprocess.TimeoutExpired:
         return Refused(f"time limit of {minutes:g} minutes")
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
     if process.returncode < 0:
         return Refused(f"exit by signal {-process.returncode}")
     if process.returncode:
@@ -37,21 +36,3 @@ def run_attempt(request: Request, minutes: float) -> Done | Refused:
         return msgspec.json.decode(answer, type=Done | Refused)
     except msgspec.DecodeError:
         return Refused("exit without an answer")
-
-
-@contextmanager
-def ended_by_sigterm() -> Generator[None]:
-    """Lets SIGTERM end the body as an exception, so that its clean-up runs, where nothing handles it yet."""
-    plain = threading.current_thread() is threading.main_thread()
-    if not plain or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _exit(number: int, _: object) -> None:
-    sys.exit(128 + number)

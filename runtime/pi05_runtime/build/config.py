@@ -50,25 +50,29 @@ def _set_chip(trt: Any, config: Any, request: Request) -> None:
 
 
 def open_timing_cache(config: Any, request: Request) -> Any:
-    """Gives `tensorrt` what earlier builds measured. A cache of another version or GPU is replaced.
+    """Gives `tensorrt` what earlier builds measured. A cache that is damaged, or of another version or GPU,
+    is replaced.
 
     Returns the library's cache, which must outlive the build; None where there is none.
     """
     if (path := _timing_cache(request)) is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
-        print(f"{path} is of another version or GPU: measuring anew", file=sys.stderr)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        print(f"{path} is damaged, or of another version or GPU: measuring anew", file=sys.stderr)
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 
 def save_timing_cache(config: Any, request: Request) -> None:
-    """Keeps what this build measured."""
+    """Keeps what this build measured. A failure is said, and no more: the engine is finished."""
     if (path := _timing_cache(request)) is None:
         return
-    write_file(path, bytes(config.get_timing_cache().serialize()))
+    try:
+        write_file(path, bytes(config.get_timing_cache().serialize()))
+    except Exception as error:
+        print(f"{path} is not kept ({error}): the next build measures anew", file=sys.stderr)
 
 
 def _timing_cache(request: Request) -> Path | None:

@@ -1,14 +1,16 @@
 """What callers give to the builder and get from it, and what it says to its worker process in JSON."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from pi05_runtime.build.evidence import Evidence
-from pi05_runtime.engines.library import Library
+from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import Signature
-from pi05_runtime.table import Table
+from pi05_runtime.layer_table import Table
+from pi05_runtime.targets import Library
 
 ONNX, WEIGHTS, TABLE = "bf16.onnx", "weights.bin", "table.json"
 """A component's ONNX folder, as far as a builder needs it."""
@@ -22,10 +24,16 @@ class BuildOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspace_gib: float
     timing_cache: str | None = None
 
+    def __post_init__(self) -> None:
+        """Errors: ParamsError for a limit that nothing could keep to."""
+        for name, value in (("minutes", self.minutes), ("workspace_gib", self.workspace_gib)):
+            if not 0 < value < math.inf:
+                raise ParamsError(f"{name} {value:g} found, a number above 0 expected; raise it")
+
 
 class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One rung of the ladder. recipes: component -> recipe. outcome: "built", or one line on what went
-    wrong, the same on every machine."""
+    wrong, the same on every machine: without a folder, an address or a duration that was measured."""
 
     recipes: dict[str, str]
     optimization_level: int
@@ -82,9 +90,20 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The worker's answer otherwise. reason: one line. final: the error it is at once, where no other rung
-    can change it. detail: for a person, not for the manifest."""
+    """The worker's answer otherwise. reason: an Attempt's outcome. detail: the whole of it, for a person.
+    ends_build: the error that it is at once, where no rung can change it. skips_recipe: whether no other
+    level can change it, but another recipe may."""
 
     reason: str
-    final: Literal["EngineError", "TargetError"] | None = None
     detail: str = ""
+    ends_build: Literal["EngineError", "TargetError"] | None = None
+    skips_recipe: bool = False
+
+
+class RungError(Exception):
+    """Why a rung gave no engine, while another one may. Its arguments are as in Refused."""
+
+    def __init__(self, reason: str, detail: str = "", *, skips_recipe: bool = False) -> None:
+        super().__init__(reason)
+        self.detail = detail
+        self.skips_recipe = skips_recipe

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from pi05_runtime.build.layers import EngineLayer, Operand
-from pi05_runtime.table import Layer, Table
+from pi05_runtime.layer_table import Layer, Table
 
 Source = Literal["inspector", "builder log"]
 
@@ -99,8 +99,18 @@ class Evidence(msgspec.Struct, frozen=True):
         return "\n".join(lines) + "\n"
 
 
-def judge(tables: Iterable[Table], layers: Sequence[EngineLayer], profiles: int, source: Source) -> Evidence:
-    """Holds an engine's layers to the tables of its components. profiles: how many it was built with."""
+def judge(
+    tables: Iterable[Table], listings: Iterable[Sequence[EngineLayer]], profiles: int, source: Source
+) -> Evidence:
+    """Holds an engine's layers to the tables of its components.
+
+    profiles: how many it was built with. listings: one with the layers of all profiles, or one a profile.
+    Only listings that differ count as several: where an inspector does not follow the profile it was asked
+    for, its one listing must hold every profile's products.
+    """
+    distinct = list(dict.fromkeys(map(tuple, listings)))
+    share = 1 if len(distinct) == profiles else profiles
+    layers = [layer for listing in distinct for layer in listing]
     products: list[Product] = []
     faults: list[Fault] = []
     for table in tables:
@@ -109,13 +119,15 @@ def judge(tables: Iterable[Table], layers: Sequence[EngineLayer], profiles: int,
             nodes = {f"{name}.MatMul"}
             if row.precision in WEIGHT_ONLY:
                 nodes.add(f"{name}.weight.DequantizeLinear")
-            attributed = [layer for layer in layers if nodes.intersection(layer.nodes)]
-            holding = [layer for layer in attributed if _holds_weight(layer, row)]
-            products.append(_describe(table.component, row, holding))
-            if row.precision in OPERANDS and (found := _fault(row, attributed, holding, profiles)):
+            attributed = [[layer for layer in some if nodes.intersection(layer.nodes)] for some in distinct]
+            own = [layer for some in attributed for layer in some]
+            products.append(_describe(table.component, row, [x for x in own if _holds_weight(x, row)]))
+            if row.precision not in OPERANDS:
+                continue
+            if found := next(filter(None, (_fault(row, some, share) for some in attributed)), ""):
                 both = "weights" if row.precision in WEIGHT_ONLY else "both operands"
                 expected = f"{both} {OPERANDS[row.precision]} in each of {profiles} profile(s)"
-                faults.append(Fault(name, expected, found, tuple(layer.line for layer in attributed)))
+                faults.append(Fault(name, expected, found, tuple(layer.line for layer in own)))
     return Evidence(source, profiles, tuple(products), tuple(_count_kinds(layers)), tuple(faults))
 
 
@@ -142,10 +154,9 @@ def _describe(component: str, row: Layer, holding: Sequence[EngineLayer]) -> Pro
     return Product(component, row.name, row.precision, found, kind, tactic)
 
 
-def _fault(
-    row: Layer, attributed: Sequence[EngineLayer], holding: Sequence[EngineLayer], profiles: int
-) -> str:
-    """What is wrong with a quantized layer's products, or nothing."""
+def _fault(row: Layer, attributed: Sequence[EngineLayer], profiles: int) -> str:
+    """What is wrong with a quantized layer's products in a listing of so many profiles, or nothing."""
+    holding = [layer for layer in attributed if _holds_weight(layer, row)]
     wanted, held = OPERANDS[row.precision], 0
     for layer in holding:
         weights = layer.weight.precision if layer.weight else ""

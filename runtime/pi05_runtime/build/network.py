@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pi05_runtime.build.contract import Part
+from pi05_runtime.build.contract import Part, RungError
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Port, Signature
 
@@ -19,7 +19,7 @@ def create_network(trt: Any, builder: Any) -> Any:
 def parse_parts(trt: Any, network: Any, log: Any, parts: Sequence[Part], alive: list[Any]) -> None:
     """Reads the ONNX of `parts` into `network`, an output of one joined to the next one's input of that name.
 
-    alive: takes the parsers, which own the weights. Errors: EngineError with all that a parser complains of.
+    alive: takes the parsers, which own the weights. Errors: RungError with all that a parser complains of.
     """
     for part in parts:
         before = int(network.num_layers)
@@ -29,10 +29,12 @@ def parse_parts(trt: Any, network: Any, log: Any, parts: Sequence[Part], alive: 
         _name_apart(network, parts[0].component)
         if not parser.parse_from_file(part.onnx):
             errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-            raise EngineError(
+            raise RungError(
                 f"{part.component} ({part.table.recipe}): {trt.__name__} {trt.__version__} does not parse "
-                f"{part.onnx}: {errors or 'no reason given'}; see that its files are whole, export it again, "
-                "or install the version of the target's lock"
+                f"its ONNX: {errors or 'no reason given'}",
+                f"{part.onnx}: {errors}; see that its files are whole, export it again, or install the "
+                "version of the target's lock",
+                skips_recipe=True,
             )
         for tensor in list(_inputs(network)):
             if tensor.name in produced:

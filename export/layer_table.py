@@ -1,7 +1,7 @@
 """Reads the table of a component's layers, without what made it: the bundle needs no torch for that."""
 
 from export.artifacts import TABLE, quantized_folder, read_json
-from pi05_runtime.table import Table
+from pi05_runtime.layer_table import Table
 
 
 def read_table(component: str, recipe: str) -> Table:
