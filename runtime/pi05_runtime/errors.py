@@ -55,7 +55,7 @@ class GateError(Pi05Error):
 
 
 class DeviceError(Pi05Error):
-    """This device's store of bundles cannot do what was asked: no space, no such bundle, not in that state."""
+    """This device cannot do what was asked with its bundles: no space, no such bundle, wrong state."""
 
     exit_code = 9
 
