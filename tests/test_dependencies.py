@@ -21,6 +21,7 @@ INFRASTRUCTURE = {
     "export/stage.py",
     "runtime/pi05_runtime/__init__.py",
     "runtime/pi05_runtime/errors.py",
+    "runtime/pi05_runtime/signals.py",
     "runtime/pi05_runtime/staging.py",
     "runtime/pi05_runtime/targets.py",
     "validate/__init__.py",

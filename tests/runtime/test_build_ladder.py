@@ -168,7 +168,9 @@ if "CRASH" in os.environ:
 time.sleep(600)
 """
 CALLER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from pi05_runtime.build import BuildOptions, build_engine
 from tests.runtime.build_onnx import SIGNATURES
