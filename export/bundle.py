@@ -90,7 +90,7 @@ def write_golden(path: Path, params: Params) -> contract.Golden:
     recipes: list[Recipe] = [recipe for name in COMPONENTS for recipe in params.components[name].recipes]
     floors = params.gates.action_cosine
     thresholds: dict[Recipe, float] = {r: floors[r] for r in sorted(recipes, key=RECIPES.index)}
-    return contract.Golden(GOLDEN, sample["prompt"], params.gates.steps, thresholds)
+    return contract.Golden(GOLDEN, sample["prompt"], params.gates.steps, thresholds, params.gates.budget_ms)
 
 
 def place_files(out: Path, params: Params) -> dict[str, contract.TargetFiles]:

@@ -120,6 +120,7 @@ class GateParams(Struct, frozen=True):
     steps: tuple[int, ...]
     component_cosine: dict[Recipe, float]
     action_cosine: dict[Recipe, float]
+    budget_ms: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
 
     def __post_init__(self) -> None:
         for name in ("component_cosine", "action_cosine"):
@@ -156,6 +157,8 @@ class Params(Struct, frozen=True):
             raise ValueError(
                 f"build.whole_prefix: {sorted(idle)} are not among the TensorRT targets {possible}"
             )
+        if unknown := [t for t in self.gates.budget_ms if t not in TARGETS]:
+            raise ValueError(f"gates.budget_ms: unknown targets {unknown}; known: {sorted(TARGETS)}")
         for target in self.targets:
             for component in COMPONENTS:
                 self.recipes(target, component)

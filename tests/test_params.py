@@ -108,6 +108,11 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"gates__component_cosine": THRESHOLDS | {"int4": 1.0}},
         ("component_cosine must lie between 0 and 1", "int4"),
     ),
+    "budget of nothing": ({"gates__budget_ms": {"cpu-ort": 0}}, ("$.gates.budget_ms",)),
+    "budget of an unknown target": (
+        {"gates__budget_ms": {"abacus": 50}},
+        ("gates.budget_ms: unknown targets ['abacus']", "cpu-ort"),
+    ),
     "unsorted buckets": ({"export__prompt_buckets": [64, 32]}, ("prompt_buckets must rise", "(64, 32)")),
     "equal buckets": ({"export__prompt_buckets": [32, 32]}, ("prompt_buckets must rise",)),
     "no buckets": ({"export__prompt_buckets": []}, ("prompt_buckets must rise and not be empty",)),

@@ -89,12 +89,14 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Golden sample. cosine: recipe -> the least that a self-test accepts against the stored actions, of
-    engines of which that is the coarsest."""
+    engines of which that is the coarsest. budget_ms: target -> the most milliseconds that the median decision
+    of a self-test may take; a target without an entry has no budget."""
 
     file: str
     prompt: str
     steps: tuple[int, ...]
     cosine: dict[Recipe, float]
+    budget_ms: dict[str, float]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

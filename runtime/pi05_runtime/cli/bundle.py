@@ -1,4 +1,4 @@
-"""The `pi05` command: what a person does with a bundle on a device."""
+"""Commands on a bundle in a folder: look at it, let it act, test it, build its engines again."""
 
 import argparse
 import json
@@ -12,29 +12,13 @@ from PIL import Image
 
 from pi05_runtime import golden, load
 from pi05_runtime.build import BuildOptions
-from pi05_runtime.errors import BundleError, ObservationError, Pi05Error
+from pi05_runtime.cli.commands import Commands
+from pi05_runtime.errors import BundleError, ObservationError
 from pi05_runtime.manifest import EngineFile, Manifest, TargetFiles, encode, read_manifest
 from pi05_runtime.policy import Policy
 from pi05_runtime.rebuild import reason_to_rebuild
 from pi05_runtime.rebuild import rebuild as rebuild_engines
-from pi05_runtime.signals import ended_by_signals
 from pi05_runtime.verify import verify
-
-
-def main() -> None:
-    """Entry point. Exit code 0, or the `exit_code` of the error (errors.py)."""
-    arguments = _parser().parse_args()
-    try:
-        with ended_by_signals():
-            arguments.command(arguments)
-    except Pi05Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error}: check permissions and free space, then try again", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -167,21 +151,18 @@ def _images(given: list[str]) -> dict[str, Any]:
     return images
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pi05", description="Inspect, run and test a pi0.5 bundle.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+def add_commands(commands: Commands) -> None:
+    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("bundle", type=Path, help="bundle folder")
+        sub.set_defaults(command=command)
+        return sub
 
     def add_target(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--target", required=True, help="a target of the bundle, for example cpu-ort")
 
     def add_engines(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--engines", type=Path, help="a folder that `pi05 rebuild` made of this bundle")
-
-    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("bundle", type=Path, help="bundle folder")
-        sub.set_defaults(command=command)
-        return sub
 
     sub = add("inspect", inspect, "show what a bundle is, and check the files that are there")
     sub.add_argument("--json", action="store_true", help="the whole manifest")
@@ -201,4 +182,3 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, help="folder for the engines")
     sub.add_argument("--minutes", type=float, default=60, help="time limit of one attempt")
     sub.add_argument("--workspace", type=float, default=8, metavar="GIB", help="TensorRT's workspace")
-    return parser
