@@ -26,3 +26,15 @@ def load(
     from pi05_runtime.policy import Policy
 
     return Policy.load(Path(path), target, steps, None if engines is None else Path(engines))
+
+
+def load_active(root: str | Path | None = None, steps: int | None = None) -> "Policy":
+    """Loads the bundle that `pi05 activate` made active, signature and hashes checked again.
+
+    root: the folder that this device keeps bundles in; $PI05_ROOT, or ~/.local/share/pi05, if None.
+    Errors: DeviceError if nothing is active, and those of `load`.
+    """
+    from pi05_runtime.device.active import load_active as load_active_bundle
+    from pi05_runtime.device.store import default_root
+
+    return load_active_bundle(default_root() if root is None else Path(root), steps)

@@ -1,7 +1,6 @@
 """Commands on the bundles that a device keeps: pull, verify, test, activate, roll back, clean up, look."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from pi05_runtime.cli.commands import Commands
 from pi05_runtime.device import slots
 from pi05_runtime.device.pull import pull as pull_bundle
 from pi05_runtime.device.pull import verified
-from pi05_runtime.device.store import Store
+from pi05_runtime.device.store import ROOT, Store, default_root
 from pi05_runtime.device.trial import test as test_bundle
 from pi05_runtime.errors import TargetError
 from pi05_runtime.manifest import Manifest
 
-ROOT = "PI05_ROOT"
 AUTO = "auto"
 
 
@@ -89,7 +87,7 @@ def examine(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Commands) -> None:
     def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--root", dest="store", type=_store, default=_default_root(), help=f"or ${ROOT}")
+        sub.add_argument("--root", dest="store", type=_store, default=str(default_root()), help=f"or ${ROOT}")
         sub.set_defaults(command=command)
         return sub
 
@@ -117,10 +115,6 @@ def add_commands(commands: Commands) -> None:
 
 def _store(root: str) -> Store:
     return Store(Path(root))
-
-
-def _default_root() -> str:
-    return os.environ.get(ROOT, str(Path.home() / ".local" / "share" / "pi05"))
 
 
 def _print_slots(found: slots.Slots) -> None:

@@ -36,7 +36,8 @@ def pull(store: Store, repo: str, revision: str, choose: Choose, offline: bool =
         commit = revision if COMMIT.fullmatch(revision) else hub.commit(revision)
         small = {name: hub.read(commit, name) for name in (MANIFEST, SIGNATURE)}
         id = hashlib.sha256(small[MANIFEST]).hexdigest()[:ID_LENGTH]
-        manifest = _checked(store, id, small)
+        store.assemble(id, {}, small)
+        manifest = signed_manifest(store, id)
         target = choose(manifest)
         files = needed(manifest, target)
         _fetch(store, hub, commit, files)
@@ -53,9 +54,7 @@ def verified(store: Store, record: Record) -> Record:
     """
     folder = store.bundle(record.id)
     store.write_record(doubted := record.at("pulled"))
-    signed = read_signature(folder, load_keys(store.keys))
-    manifest = read_manifest(folder)
-    check_signed(folder, manifest, signed)
+    manifest = signed_manifest(store, record.id)
     allowed = {*manifest.files, MANIFEST, SIGNATURE}
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     if extra := sorted(present - allowed):
@@ -76,10 +75,9 @@ def needed(manifest: Manifest, target: str) -> dict[str, File]:
     return {name: manifest.files[name] for name in sorted(names)}
 
 
-def _checked(store: Store, id: str, small: dict[str, bytes]) -> Manifest:
-    """The manifest, after the signature over it; both are placed where the bundle will be."""
+def signed_manifest(store: Store, id: str) -> Manifest:
+    """A bundle's manifest, whose signature by a trusted key was checked first. Errors: BundleError."""
     folder = store.bundle(id)
-    store.assemble(id, {}, small)
     signed = read_signature(folder, load_keys(store.keys))
     manifest = read_manifest(folder)
     check_signed(folder, manifest, signed)

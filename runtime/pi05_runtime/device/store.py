@@ -18,6 +18,9 @@ from pi05_runtime.verify import hash_file
 RESERVE_BYTES = 64 << 20
 """Disk that a pull leaves free: logs and records of a running robot need some."""
 
+ROOT = "PI05_ROOT"
+"""Environment variable that names a device's folder."""
+
 State = Literal["pulled", "verified", "tested"]
 STATES: tuple[State, ...] = ("pulled", "verified", "tested")
 
@@ -38,6 +41,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def at(self, state: State) -> "Record":
         """The same bundle in another state."""
         return msgspec.structs.replace(self, state=state)
+
+
+def default_root() -> Path:
+    """Where a device keeps bundles unless told otherwise."""
+    return Path(os.environ.get(ROOT, Path.home() / ".local" / "share" / "pi05"))
 
 
 class Store:

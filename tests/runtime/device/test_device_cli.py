@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pi05_runtime import cli
+from pi05_runtime import cli, load_active
 from pi05_runtime.device.store import Store
+from pi05_runtime.errors import BundleError, DeviceError
 from tests.runtime.bundle_edits import edited
 from tests.runtime.device.stores import REPO
 
@@ -33,7 +34,9 @@ def pi05(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
-def test_from_pull_to_rollback(pi05: Pi05, published: Path, upload: Callable[[Path], None]) -> None:
+def test_from_pull_to_rollback(
+    pi05: Pi05, published: Path, upload: Callable[[Path], None], store: Store
+) -> None:
     ids: list[str] = []
     for version in ("0.2.0", "0.3.0"):
         with edited(published) as manifest:
@@ -56,6 +59,17 @@ def test_from_pull_to_rollback(pi05: Pi05, published: Path, upload: Callable[[Pa
     assert pi05("rollback")[1] == f"active {old}, previous {new}\n"
     assert f"{old}  active" in pi05("status")[1]
     assert pi05("gc") == (0, "0.0 MB freed\n", "")
+    with load_active(steps=1) as policy:
+        assert policy.manifest.version == "0.2.0" and policy.steps == 1
+    manifest_path = store.bundle(old) / "manifest.json"
+    manifest_path.write_bytes(manifest_path.read_bytes().replace(b"0.2.0", b"0.2.1"))
+    with pytest.raises(BundleError, match="is signed: the signature is of another bundle"):
+        load_active()
+
+
+def test_nothing_is_active_at_first(store: Store) -> None:
+    with pytest.raises(DeviceError, match="no active bundle in"):
+        load_active(store.root)
 
 
 def test_doctor_says_what_runs(pi05: Pi05, bundle: Path) -> None:
