@@ -27,7 +27,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def run_child(
-    module: str, request: object, answer: msgspec.json.Decoder[Answer], seconds: float, *, quiet: bool
+    module: str, request: object, answer: msgspec.json.Decoder[Answer], minutes: float, *, quiet: bool
 ) -> Answer | Fault:
     """The answer of `module`, which is run with `python -m` and ends in `serve`.
 
@@ -43,9 +43,9 @@ def run_child(
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(msgspec.json.encode(request), timeout=seconds)
+        output, _ = process.communicate(msgspec.json.encode(request), timeout=minutes * 60)
     except subprocess.TimeoutExpired:
-        return Fault(f"no answer within {seconds:g} s")
+        return Fault(f"time limit of {minutes:g} minutes")
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,5 @@
 """Tiny components for the builder's tests: two linears each, in any recipe, in a component's ONNX layout."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,6 @@ def request(folder: Path, out: Path, **changes: Any) -> Request:
         "optimization_level": 3,
         "options": BuildOptions(minutes=1, workspace_gib=1),
         "out": str(out),
-        "parent": os.getpid(),
     }
     return Request(**values | changes)
 

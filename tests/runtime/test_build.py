@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from pi05_runtime.build import BuildOptions, Built, build_engine
-from pi05_runtime.build.attempt import run_attempt
 from pi05_runtime.build.contract import Refused
+from pi05_runtime.build.ladder import WORKER
+from pi05_runtime.child import run_child
 from pi05_runtime.errors import EngineError, TargetError
 from pi05_runtime.layer_table import Table
 from tests.runtime.build_onnx import (
@@ -192,7 +193,8 @@ def test_file_that_cannot_be_written_ends_the_build(fault: str, tmp_path: Path) 
         engine.symlink_to("/dev/full")
     else:
         engine.mkdir()
-    answer = run_attempt(request(folder, tmp_path), minutes=1)
+    decoder = msgspec.json.Decoder(Refused)
+    answer = run_child(WORKER, request(folder, tmp_path), decoder, minutes=1, quiet=False)
     assert isinstance(answer, Refused)
     assert answer.ends_build == "EngineError" and "see that there is space" in answer.reason
     assert is_the_same_anywhere(answer.reason)

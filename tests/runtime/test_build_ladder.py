@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pi05_runtime.build import BuildOptions, Built, attempt, build_engine
+from pi05_runtime.build import BuildOptions, Built, build_engine, ladder
 from pi05_runtime.errors import EngineError, ParamsError, Pi05Error, TargetError
 from tests.pipeline import ROOT
 from tests.runtime.build_onnx import SIGNATURES, is_the_same_anywhere, write_component
@@ -17,31 +18,43 @@ from tests.runtime.build_onnx import SIGNATURES, is_the_same_anywhere, write_com
 STAND_IN = """
 import os, sys, time
 from pathlib import Path
-import msgspec
+from pi05_runtime.child import serve
 from pi05_runtime.build.contract import Done, Refused, Request
 from pi05_runtime.build.evidence import Evidence, Product
-request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-level, recipe = request.optimization_level, request.parts[0].table.recipe
 
 def done():
     Path(request.out, request.name + ".engine").write_text("engine")
     Path(request.out, "layers.json").write_text("layers")
     product = Product(request.name, "a", recipe, recipe, "gemm", "")
     evidence = Evidence("builder log", 1, (product,), (), ())
-    sys.stdout.buffer.write(msgspec.json.encode(Done(evidence, 1.5, 2.5)))
+    return Done(evidence, 1.5, 2.5)
 
 def crash():
     Path(request.out, request.name + ".engine").write_text("half an eng")
     os.kill(os.getpid(), 11)
 
 def refuse(**how):
-    sys.stdout.buffer.write(msgspec.json.encode(Refused("it refused", "in full", **how)))
+    return Refused("it refused", "in full", **how)
 
+def answer(asked):
+    global request, level, recipe
+    request, level, recipe = asked, asked.optimization_level, asked.parts[0].table.recipe
+    return {expression}
+
+serve(Request, answer)
 """
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    monkeypatch.setattr(attempt, "WORKER", (sys.executable, "-c", STAND_IN + program))
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a worker answer with the value of an expression."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(ladder, "WORKER", "stand_in")
+    return lambda expression: write_stand_in(tmp_path, expression)
+
+
+def write_stand_in(folder: Path, expression: str) -> None:
+    (folder / "stand_in.py").write_text(STAND_IN.replace("{expression}", expression))
 
 
 def build(tmp_path: Path, *recipes: str, minutes: float = 1) -> Built:
@@ -60,7 +73,7 @@ def left_in(tmp_path: Path) -> set[str]:
         ("crash()", "exit by signal 11"),
         ("sys.exit(3)", "exit with status 3"),
         ("refuse()", "it refused"),
-        ("print('no JSON')", "exit without an answer"),
+        ("os._exit(0)", "an answer that cannot be read (Input data was truncated)"),
         ("time.sleep(60)", "time limit of 0.05 minutes"),
     ],
 )
@@ -68,10 +81,10 @@ def test_next_rung_after(
     fault: str,
     outcome: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stand_in: Callable[[str], None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    stand_in(monkeypatch, f"if level == 3: {fault}\nelse: done()")
+    stand_in(f"{fault} if level == 3 else done()")
     built = build(tmp_path, minutes=0.05 if "sleep" in fault else 1)
     assert [(a.optimization_level, a.outcome) for a in built.attempts] == [(3, outcome), (2, "built")]
     assert (built.layers, built.seconds, built.peak_gb) == ({"fp8": 1}, 1.5, 2.5)
@@ -85,8 +98,8 @@ def test_next_rung_after(
     assert f"sm120-rtx vision, {done}\n" in said
 
 
-def test_fallback_recipe_comes_after_all_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "if recipe == 'nvfp4': crash()\nelse: done()")
+def test_fallback_recipe_comes_after_all_levels(tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("crash() if recipe == 'nvfp4' else done()")
     built = build(tmp_path, "nvfp4", "fp8")
     assert [(a.recipes["vision"], a.optimization_level) for a in built.attempts] == [
         ("nvfp4", 3),
@@ -96,8 +109,8 @@ def test_fallback_recipe_comes_after_all_levels(tmp_path: Path, monkeypatch: pyt
     assert built.recipes == {"vision": "fp8"}
 
 
-def test_all_rungs_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "crash() if level == 3 else refuse()")
+def test_all_rungs_used_up(tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("crash() if level == 3 else refuse()")
     with pytest.raises(EngineError) as error:
         build(tmp_path, "nvfp4", "fp8")
     assert "no engine after 4 attempts" in str(error.value)
@@ -109,19 +122,19 @@ def test_all_rungs_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("kind", [EngineError, TargetError])
 def test_what_no_rung_can_change_ends_at_once(
-    kind: type[Pi05Error], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    kind: type[Pi05Error], tmp_path: Path, stand_in: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(monkeypatch, f"refuse(ends_build='{kind.__name__}')")
+    stand_in(f"refuse(ends_build='{kind.__name__}')")
     with pytest.raises(kind, match=r"^sm120-rtx vision: in full$"):
         build(tmp_path, "nvfp4", "fp8")
     assert not left_in(tmp_path) and not capfd.readouterr().err
 
 
 def test_what_no_level_can_change_is_left_for_the_fallback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
     """TensorRT 10.13 does not parse an NVFP4 graph at any level, and has no trouble with its FP8 one."""
-    stand_in(monkeypatch, "if recipe == 'nvfp4': refuse(skips_recipe=True)\nelse: done()")
+    stand_in("refuse(skips_recipe=True) if recipe == 'nvfp4' else done()")
     built = build(tmp_path, "nvfp4", "fp8")
     assert [(a.recipes["vision"], a.outcome) for a in built.attempts] == [
         ("nvfp4", "it refused"),
@@ -130,9 +143,9 @@ def test_what_no_level_can_change_is_left_for_the_fallback(
 
 
 def test_last_recipe_that_no_level_can_change_tells_of_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
-    stand_in(monkeypatch, "refuse(skips_recipe=True) if recipe == 'fp8' else crash()")
+    stand_in("refuse(skips_recipe=True) if recipe == 'fp8' else crash()")
     with pytest.raises(EngineError) as error:
         build(tmp_path, "nvfp4", "fp8")
     assert "no engine after 3 attempts" in str(error.value)
@@ -140,19 +153,19 @@ def test_last_recipe_that_no_level_can_change_tells_of_all(
     assert "fp8, optimization level 3: it refused" in str(error.value)
 
 
-def test_a_failed_rung_leaves_nothing_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rung_leaves_nothing_to_the_next(tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     left = "Path(request.out, 'left').write_text('')"
-    stand_in(monkeypatch, f"if level == 3: {left}; crash()\nelse: done()")
+    stand_in(f"({left}, crash()) if level == 3 else done()")
     build(tmp_path)
     assert left_in(tmp_path) == {"vision.engine", "layers.json"}
 
 
 def test_an_older_engine_stays_until_there_is_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "vision.engine").write_text("older")
-    stand_in(monkeypatch, "crash()")
+    stand_in("crash()")
     with pytest.raises(EngineError):
         build(tmp_path)
     assert (tmp_path / "out" / "vision.engine").read_text() == "older"

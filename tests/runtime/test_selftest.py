@@ -87,7 +87,7 @@ def test_a_hang_is_ended(bundle: Path, broken_library: Path, tmp_path: Path) -> 
     broken_library.write_text(
         f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )
-    with pytest.raises(GateError, match=r"no answer within 3 s found.* within 0\.05 minutes expected"):
+    with pytest.raises(GateError, match=r"time limit of 0\.05 minutes found, an answer expected"):
         selftest_isolated(bundle, TARGET, None, minutes=0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

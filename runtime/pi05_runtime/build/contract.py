@@ -67,7 +67,7 @@ class Part(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """One attempt, as the worker reads it. parts: in the order of the data; two are
     built as one network. profiles: shapes of the inputs that are not fixed, one entry a prompt bucket.
-    out: folder for the engine, `<name>.engine`, and its evidence. parent: process that waits for it."""
+    out: folder for the engine, `<name>.engine`, and its evidence."""
 
     library: Library
     compute_capability: str
@@ -78,7 +78,6 @@ class Request(msgspec.Struct, frozen=True):
     optimization_level: int
     options: BuildOptions
     out: str
-    parent: int
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import msgspec
 
-from pi05_runtime.build.attempt import run_attempt
 from pi05_runtime.build.contract import Attempt, BuildOptions, Built, Done, Refused, Request
 from pi05_runtime.build.rungs import list_rungs
+from pi05_runtime.child import Fault, run_child
 from pi05_runtime.errors import EngineError, TargetError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.signals import ended_by_signals
+
+WORKER = "pi05_runtime.build.worker"
+_ANSWER: msgspec.json.Decoder[Done | Refused] = msgspec.json.Decoder(Done | Refused)
 
 
 def build_engine(
@@ -64,7 +67,10 @@ def _climb(target: str, request: Request, out: Path) -> Done | Refused:
     Errors: TargetError or EngineError for what no rung can change.
     """
     with tempfile.TemporaryDirectory(prefix=".build.", dir=out) as scratch:
-        answer = run_attempt(msgspec.structs.replace(request, out=scratch), request.options.minutes)
+        attempt = msgspec.structs.replace(request, out=scratch)
+        answer = run_child(WORKER, attempt, _ANSWER, request.options.minutes, quiet=False)
+        if isinstance(answer, Fault):
+            answer = Refused(answer.text)
         if isinstance(answer, Done):
             _keep(Path(scratch), out)
     rung = _title(target, request)

@@ -1,6 +1,5 @@
 """The rungs of the ladder: which recipes to build from, at which level, and all that a worker must know."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,7 +42,6 @@ def list_rungs(
                 optimization_level=level,
                 options=options,
                 out=str(out),
-                parent=os.getpid(),
             )
             for level in LEVELS
         ]

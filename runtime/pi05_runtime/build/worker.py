@@ -1,13 +1,9 @@
 """The process that holds the TensorRT library: a request on standard input, an answer on standard output.
 
-`python -m pi05_runtime.build.worker`, started by attempt.py and by nothing else.
+`python -m pi05_runtime.build.worker`, started by ladder.py and by nothing else.
 """
 
-import ctypes
-import os
 import resource
-import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,24 +20,10 @@ from pi05_runtime.build.layers import read_layers
 from pi05_runtime.build.network import check_ports, create_network, parse_parts
 from pi05_runtime.build.plain import plain
 from pi05_runtime.build.watch import BuildLog, Progress, library_log, library_progress
+from pi05_runtime.child import serve
 from pi05_runtime.engines.driver import CudaDevice
 from pi05_runtime.engines.library import load_library
 from pi05_runtime.errors import Pi05Error, TargetError
-
-_PR_SET_PDEATHSIG = 1
-
-
-def main() -> None:
-    # The library prints where it likes; standard output belongs to the answer.
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    _end_with(request.parent)
-    # TensorRT crashes when its objects go in the wrong order, after an error above all: none goes.
-    alive: list[Any] = []
-    output.write(msgspec.json.encode(answer(request, alive)))
-    output.flush()
-    os._exit(0)
 
 
 def answer(request: Request, alive: list[Any]) -> Done | Refused:
@@ -121,12 +103,7 @@ def _outcome(text: str, request: Request) -> str:
     return plain(text)
 
 
-def _end_with(parent: int) -> None:
-    """Has the kernel kill this process when the one that waits for its answer dies, however that happens."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    # TensorRT crashes when its objects go in the wrong order, after an error above all: none goes.
+    alive: list[Any] = []
+    serve(Request, lambda request: answer(request, alive))

@@ -15,7 +15,7 @@ from pi05_runtime.doctor.device import Facts, Gpu
 from pi05_runtime.doctor.probe import Finding, Found, Problem, Question, Version
 from pi05_runtime.targets import Library
 
-SECONDS = 60
+MINUTES = 1
 """For one look. TensorRT takes several seconds to load from a slow disk; a driver that hangs, forever."""
 TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _ANSWER: msgspec.json.Decoder[Finding] = msgspec.json.Decoder(Finding)
@@ -77,14 +77,19 @@ def read_memory(text: str) -> dict[str, int]:
 
 
 def _ask(question: Question) -> Finding | Fault:
-    return run_child("pi05_runtime.doctor.probe", question, _ANSWER, SECONDS, quiet=True)
+    return run_child("pi05_runtime.doctor.probe", question, _ANSWER, MINUTES, quiet=True)
 
 
 def _output(*command: str) -> str | None:
     """What a program says; None if it is not there, fails or takes too long."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=True
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=MINUTES * 60,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
