@@ -171,6 +171,20 @@ def read_signature(bundle: Path, keys: Sequence[PublicKey]) -> Signed:
     return Signed(hint, {resource.name: resource.digest for resource in statement.predicate.resources})
 
 
+def check_manifest(bundle: Path, signed: Signed) -> None:
+    """Holds the signature to the manifest's bytes, before they are parsed. Errors: BundleError."""
+    path, expected = bundle / contract.FILE, signed.files.get(contract.FILE)
+    try:
+        found = manifest_sha256(bundle)
+    except OSError as error:
+        raise BundleError(f"{path}: no manifest found ({error.strerror}), one expected; {AGAIN}") from error
+    if found != expected:
+        raise BundleError(
+            f"{path}: sha256 {found} found, {expected} is signed: the signature is of another bundle or "
+            f"version; {AGAIN}"
+        )
+
+
 def check_signed(bundle: Path, manifest: contract.Manifest, signed: Signed) -> None:
     """Holds the signature to this very manifest, bytes on disk included, and to all files it names.
 
@@ -178,12 +192,7 @@ def check_signed(bundle: Path, manifest: contract.Manifest, signed: Signed) -> N
     signed and what was found.
     """
     path = bundle / FILE
-    signed_manifest = signed.files.get(contract.FILE)
-    if (found := manifest_sha256(bundle)) != signed_manifest:
-        raise BundleError(
-            f"{bundle / contract.FILE}: sha256 {found} found, {signed_manifest} is signed: the signature is "
-            f"of another bundle or version; {AGAIN}"
-        )
+    check_manifest(bundle, signed)
     files = {name: file.sha256 for name, file in manifest.files.items()}
     others = {name: digest for name, digest in signed.files.items() if name != contract.FILE}
     if unsigned := sorted(files.keys() - others.keys()):
@@ -210,7 +219,7 @@ def _read_envelope(path: Path) -> tuple[_Envelope, str]:
         raise BundleError(f"{path}: more than {MAX_BYTES} bytes found, a signature expected; {AGAIN}")
     try:
         bundle = msgspec.json.decode(data, type=_SigstoreBundle)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: damaged: {error}; {AGAIN}") from error
     envelope = bundle.dsse_envelope
     for found, expected in ((bundle.media_type, MEDIA_TYPE), (envelope.payload_type, PAYLOAD_TYPE)):

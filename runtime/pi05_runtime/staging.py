@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -28,11 +29,23 @@ def staged(path: Path) -> Generator[Path]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes `data` under a temporary name and renames it to `path`."""
+    """Writes `data` under a temporary name and renames it to `path`: after a loss of power, too, `path` is
+    the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_bytes(data)
+        sync(temporary)
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's contents, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -73,7 +73,7 @@ def big(manifest: Manifest, size: int) -> Manifest:
     [
         ("thor-jetpack-7.0", {CPU: [], TRT: []}, {RTX: ["chip"]}, TRT),
         ("thor-jetpack-7.1", {CPU: ["power"], TRT: ["power"]}, {RTX: ["chip"]}, TRT),
-        ("thor-jetpack-7.2.0", {CPU: []}, {TRT: ["engines"], RTX: ["chip"]}, CPU),
+        ("thor-jetpack-7.2.0", {CPU: []}, {TRT: ["engines"], RTX: ["chip"]}, TRT),
         ("rtx-5090", {CPU: [], RTX: []}, {TRT: ["chip"]}, RTX),
         ("h100", {CPU: []}, {TRT: ["chip"], RTX: ["chip"]}, CPU),
     ],
@@ -192,7 +192,7 @@ def test_a_target_that_the_bundle_lacks_is_listed_where_it_can_be_rebuilt(manife
     assert isinstance(verdict, Refused) and verdict.rebuild and about(verdict) == ["engines"]
     assert verdict.reasons[0].found == "targets ['cpu-ort'] in the bundle"
     assert "pi05 rebuild BUNDLE --target sm110-trt" in verdict.reasons[0].advice
-    assert choose(device(THOR), lean) == CPU
+    assert choose(device(THOR), lean) == TRT
     assert {v.target for v in judge_all(device("h100"), lean)} == {CPU}
     needed = sum(lean.files[name].size for name in build_files(lean, TRT))
     assert about(judge(changed(device(THOR), disk_free=needed), lean, TRT)) == ["engines", "disk"]

@@ -1,45 +1,25 @@
 """Engines that a device builds itself: built for real, held to the golden sample, tied to their bundle.
 
-There is no GPU here, so what answers for the engines is the CPU's twin: `device` says what is stood in for.
+There is no GPU here, so what answers for the engines is the CPU's twin: see `device` in conftest.py.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pi05_runtime import load, policy
+from pi05_runtime import load
 from pi05_runtime import lock as lock_module
 from pi05_runtime.build import BuildOptions
-from pi05_runtime.engines import Engine
-from pi05_runtime.engines.ort import OrtEngine
 from pi05_runtime.errors import BundleError, GateError, TargetError
-from pi05_runtime.geometry import COMPONENTS, Signature
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.rebuild import reason_to_rebuild, rebuild
 from pi05_runtime.rebuilt import RECORD, Rebuilt
 from tests.runtime.bundle_edits import edited, onnx_file
+from tests.runtime.conftest import RTX
 
-RTX = "sm120-rtx"
 OPTIONS = BuildOptions(minutes=5, workspace_gib=1, timing_cache=None)
-
-
-@pytest.fixture(scope="module")
-def device(workspace: Path) -> Iterator[None]:
-    """A machine with the target's GPU, on which the fp32 twins answer in place of the engines."""
-    bundle = workspace / "artifacts" / "bundle"
-    twins = {c: bundle / onnx_file(bundle, c, "fp32.onnx") for c in COMPONENTS}
-
-    def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
-        assert target == RTX and all(path.stat().st_size > 1000 for path in files.values())
-        return OrtEngine(twins, signatures)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lock_module, "device_capability", lambda: "12.0")
-        patch.setattr(policy, "open_engine", open_engine)
-        yield
 
 
 @pytest.fixture(scope="module")

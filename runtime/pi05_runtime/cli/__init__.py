@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pi05_runtime.cli import bundle, device
+from pi05_runtime.cli import bundle, device, rebuild
 from pi05_runtime.errors import Pi05Error
 from pi05_runtime.signals import ended_by_signals
 
@@ -14,6 +14,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
     bundle.add_commands(commands)
     device.add_commands(commands)
+    rebuild.add_commands(commands)
     arguments = parser.parse_args()
     try:
         with ended_by_signals():

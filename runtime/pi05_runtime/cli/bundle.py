@@ -1,4 +1,4 @@
-"""Commands on a bundle in a folder: look at it, let it act, test it, build its engines again."""
+"""Commands on a bundle in a folder: look at it, let it act, test it."""
 
 import argparse
 import json
@@ -11,13 +11,10 @@ import numpy as np
 from PIL import Image
 
 from pi05_runtime import golden, load
-from pi05_runtime.build import BuildOptions
-from pi05_runtime.cli.commands import Commands
+from pi05_runtime.cli.commands import Commands, engine_lines
 from pi05_runtime.errors import BundleError, ObservationError
-from pi05_runtime.manifest import EngineFile, Manifest, TargetFiles, encode, read_manifest
+from pi05_runtime.manifest import Manifest, TargetFiles, encode, read_manifest
 from pi05_runtime.policy import Policy
-from pi05_runtime.rebuild import reason_to_rebuild
-from pi05_runtime.rebuild import rebuild as rebuild_engines
 from pi05_runtime.verify import verify
 
 
@@ -63,33 +60,6 @@ def selftest(arguments: argparse.Namespace) -> None:
     print(f"self-test of {arguments.target} passed")
 
 
-def rebuild(arguments: argparse.Namespace) -> None:
-    """Builds the engines again where the bundle's own do not fit this machine, and gates them."""
-    bundle, target, out = arguments.bundle, arguments.target, arguments.out
-    reason = reason_to_rebuild(bundle, target)
-    if reason is None:
-        print(f"nothing to rebuild: the bundle's own engines for {target} pass their self-test here")
-        return
-    print(f"rebuilding {target}: {reason}")
-    options = BuildOptions(arguments.minutes, arguments.workspace, str(out.parent / f"{target}.timing"))
-    record = rebuild_engines(bundle, target, out, options)
-    print("\n".join(_engines(record.engines)))
-    for score in record.golden:
-        print(f"{score.steps:>3} steps  cosine {score.cosine:.6f} >= {score.threshold}")
-    print(f"{out}: engines for {target}, built with {record.lock.library} {record.lock.version}")
-
-
-def _engines(engines: dict[str, EngineFile]) -> list[str]:
-    """What each engine is, and what its builder went through."""
-    lines: list[str] = []
-    for network, engine in engines.items():
-        layers = ", ".join(f"{count} {name}" for name, count in sorted(engine.layers.items()))
-        recipes = ", ".join(engine.recipes.values())
-        lines.append(f"engine   {network}: {recipes}" + (f"; linear layers {layers}" if layers else ""))
-        lines += [f"           level {a.optimization_level}: {a.outcome}" for a in engine.attempts]
-    return lines
-
-
 def _summary(manifest: Manifest, present: list[str]) -> list[str]:
     interface = manifest.interface
     recipes = [f"{c} {' or '.join(v.recipe for v in vs)}" for c, vs in manifest.components.items()]
@@ -114,7 +84,7 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
 def _target(name: str, entry: TargetFiles) -> list[str]:
     chip = entry.lock.compute_capability
     built = f"{entry.lock.library} {entry.lock.version}" + (f", compute capability {chip}" if chip else "")
-    return [f"target   {name}: {built}", *_engines(entry.engines)]
+    return [f"target   {name}: {built}", *engine_lines(entry.engines)]
 
 
 def _observation(arguments: argparse.Namespace, policy: Policy) -> dict[str, Any]:
@@ -177,8 +147,3 @@ def add_commands(commands: Commands) -> None:
     sub = add("selftest", selftest, "run the golden sample and compare with its stored actions")
     add_target(sub)
     add_engines(sub)
-    sub = add("rebuild", rebuild, "build the bundle's engines again, for this machine's TensorRT")
-    add_target(sub)
-    sub.add_argument("--out", type=Path, required=True, help="folder for the engines")
-    sub.add_argument("--minutes", type=float, default=60, help="time limit of one attempt")
-    sub.add_argument("--workspace", type=float, default=8, metavar="GIB", help="TensorRT's workspace")

@@ -1,8 +1,34 @@
-"""argparse's type for what commands are added to, which it does not name in public."""
+"""What the modules of commands share: argparse's type for what commands are added to, which it does not name
+in public, the option for a device's folder, and how an engine is told of."""
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
+
+from pi05_runtime.device.store import ROOT, Store, default_root
+from pi05_runtime.manifest import EngineFile
 
 
 class Commands(Protocol):
     def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """The device's folder, as `store`."""
+    parser.add_argument("--root", dest="store", type=_store, default=str(default_root()), help=f"or ${ROOT}")
+
+
+def _store(root: str) -> Store:
+    return Store(Path(root))
+
+
+def engine_lines(engines: Mapping[str, EngineFile]) -> list[str]:
+    """What each engine is, and what its builder went through."""
+    lines: list[str] = []
+    for network, engine in engines.items():
+        layers = ", ".join(f"{count} {name}" for name, count in sorted(engine.layers.items()))
+        recipes = ", ".join(engine.recipes.values())
+        lines.append(f"engine   {network}: {recipes}" + (f"; linear layers {layers}" if layers else ""))
+        lines += [f"           level {a.optimization_level}: {a.outcome}" for a in engine.attempts]
+    return lines

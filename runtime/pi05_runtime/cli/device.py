@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 
 from pi05_runtime import doctor
-from pi05_runtime.cli.commands import Commands
+from pi05_runtime.cli.commands import Commands, add_root
 from pi05_runtime.device import slots
 from pi05_runtime.device.pull import pull as pull_bundle
 from pi05_runtime.device.pull import verified
-from pi05_runtime.device.store import ROOT, Store, default_root
+from pi05_runtime.device.store import Store
 from pi05_runtime.device.trial import test as test_bundle
 from pi05_runtime.errors import TargetError
 from pi05_runtime.manifest import Manifest
@@ -36,7 +36,7 @@ def pull(arguments: argparse.Namespace) -> None:
 def verify(arguments: argparse.Namespace) -> None:
     """Checks signature and every file of a bundle again."""
     store: Store = arguments.store
-    with store.locked():
+    with store.working():
         record = verified(store, store.record(arguments.id))
     print(f"{record.id}  signature, manifest and files are intact")
 
@@ -87,7 +87,7 @@ def examine(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Commands) -> None:
     def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--root", dest="store", type=_store, default=str(default_root()), help=f"or ${ROOT}")
+        add_root(sub)
         sub.set_defaults(command=command)
         return sub
 
@@ -111,10 +111,6 @@ def add_commands(commands: Commands) -> None:
     sub = add("doctor", examine, "say what this device is and which targets it can run")
     sub.add_argument("bundle", type=Path, nargs="?", help="bundle folder; all known targets if absent")
     sub.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _store(root: str) -> Store:
-    return Store(Path(root))
 
 
 def _print_slots(found: slots.Slots) -> None:

@@ -6,5 +6,6 @@
 <root>/records/<id>.json   where it came from, and how far it got: pulled, verified, tested
 <root>/slots.json          which bundle is active and which was before: one file, so that a robot that
                            loses power has the old pair or the new one
-<root>/lock                one process at a time changes any of this
+<root>/engines/             those that this device built itself, for bundles whose own do not fit it
+<root>/*.lock               one process at a time changes files, and one which bundle is active
 """

@@ -18,4 +18,4 @@ def load_active(root: Path, steps: int | None) -> Policy:
     record = store.record(id)
     require_state(record, "tested")
     signed_manifest(store, id)
-    return Policy.load(store.bundle(id), record.target, steps)
+    return Policy.load(store.bundle(id), record.target, steps, store.own_engines(record))

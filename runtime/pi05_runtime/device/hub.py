@@ -4,6 +4,7 @@ The Hub's own client hashes nothing and starts over after a kill, so it is not u
 environment is the usual one: HF_ENDPOINT, HF_TOKEN, and proxies.
 """
 
+import json
 import os
 import re
 import time
@@ -24,7 +25,7 @@ WAITS_S = (1, 2, 4, 8, 16)
 MOST_WAIT_S = 120
 CHUNK_BYTES = 1 << 16
 SMALL_BYTES = 64 << 20
-"""More than any manifest or signature."""
+"""More than any manifest, signature or answer about a revision."""
 SERVER_ERROR = 500
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -51,15 +52,11 @@ class Hub:
 
     def commit(self, revision: str) -> str:
         """The full commit of a branch, tag or commit. Errors: NetworkError."""
-        url = f"{self._endpoint}/api/models/{self.repo}/revision/{revision}"
-
-        def ask() -> str:
-            with self._get(url) as response:
-                return str(response.json()["sha"])
-
+        url = f"{self._endpoint}/api/models/{self.repo}/revision/{quote(revision, safe='')}"
+        data = self._retried(lambda: self._small(url), f"{self.repo}@{revision}")
         try:
-            found = self._retried(ask, f"{self.repo}@{revision}")
-        except (ValueError, KeyError, TypeError) as error:
+            found = str(json.loads(data)["sha"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NetworkError(f"{url}: no commit in the answer ({error!r}); check HF_ENDPOINT") from error
         if not COMMIT.fullmatch(found):
             raise NetworkError(f"{url}: {found!r} found, 40 hex digits expected; check HF_ENDPOINT")
@@ -67,17 +64,7 @@ class Hub:
 
     def read(self, commit: str, name: str) -> bytes:
         """A small file. Errors: NetworkError."""
-
-        def ask() -> bytes:
-            data = bytearray()
-            with self._get(self._url(commit, name)) as response:
-                for chunk in self._chunks(response):
-                    data += chunk
-                    if len(data) > SMALL_BYTES:
-                        raise NetworkError(f"{name}: over {SMALL_BYTES} bytes sent; this is no bundle")
-            return bytes(data)
-
-        return self._retried(ask, name)
+        return self._retried(lambda: self._small(self._url(commit, name)), name)
 
     def download(
         self, commit: str, name: str, part: Path, size: int, arrived: Callable[[int], object]
@@ -100,6 +87,8 @@ class Hub:
                     for chunk in self._chunks(response):
                         file.write(chunk)
                         arrived(len(chunk))
+                        if file.tell() > size:
+                            raise NetworkError(f"{name}: more than its {size} bytes sent; tell the publisher")
             if (found := part.stat().st_size) < size:
                 raise _TryAgain(f"{found} of {size} bytes arrived")
 
@@ -107,6 +96,16 @@ class Hub:
 
     def _url(self, commit: str, name: str) -> str:
         return f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(name)}"
+
+    def _small(self, url: str) -> bytes:
+        """Errors: _TryAgain, NetworkError."""
+        data = bytearray()
+        with self._get(url) as response:
+            for chunk in self._chunks(response):
+                data += chunk
+                if len(data) > SMALL_BYTES:
+                    raise NetworkError(f"{url}: over {SMALL_BYTES} bytes sent; this is no bundle")
+        return bytes(data)
 
     def _get(self, url: str, headers: dict[str, str] | None = None) -> requests.Response:
         """Errors: _TryAgain, NetworkError."""

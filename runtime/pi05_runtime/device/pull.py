@@ -5,8 +5,11 @@ that no bundle on it has yet. A kill at any point costs what was not yet on disk
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 
+import msgspec
 from tqdm import tqdm
 
 from pi05_runtime.device.hub import COMMIT, Hub
@@ -15,10 +18,13 @@ from pi05_runtime.errors import BundleError, DeviceError
 from pi05_runtime.manifest import FILE as MANIFEST
 from pi05_runtime.manifest import File, Manifest, build_files, read_manifest, shared_files
 from pi05_runtime.signature import FILE as SIGNATURE
-from pi05_runtime.signature import check_signed, load_keys, read_signature
+from pi05_runtime.signature import check_manifest, check_signed, load_keys, read_signature
 from pi05_runtime.verify import verify
 
 ID_LENGTH = 16
+AGAIN = "delete the folder, then pull the bundle again"
+ARRIVING = "arriving"
+"""In place of an id, of what is not yet known to be a bundle."""
 Choose = Callable[[Manifest], str]
 """The target for this device. Errors: TargetError if none fits."""
 
@@ -29,22 +35,46 @@ def pull(store: Store, repo: str, revision: str, choose: Choose, offline: bool =
     revision: branch, tag or commit. offline: takes what an earlier pull of this very revision brought.
     Errors: NetworkError, BundleError, DeviceError, TargetError; the store's other bundles are as before.
     """
-    with store.locked():
+    with store.working():
         if offline:
             return _pulled_before(store, repo, revision)
         hub = Hub(repo)
         commit = revision if COMMIT.fullmatch(revision) else hub.commit(revision)
         small = {name: hub.read(commit, name) for name in (MANIFEST, SIGNATURE)}
+        store.assemble(ARRIVING, {}, small)
+        try:
+            manifest = signed_manifest(store, ARRIVING)
+        finally:
+            shutil.rmtree(store.bundle(ARRIVING))
         id = hashlib.sha256(small[MANIFEST]).hexdigest()[:ID_LENGTH]
+        record = Record(
+            id, manifest.name, manifest.version, repo, commit, revision, choose(manifest), "pulled"
+        )
+        fetch(store, record, needed(manifest, record.target))
         store.assemble(id, {}, small)
-        manifest = signed_manifest(store, id)
-        target = choose(manifest)
-        files = needed(manifest, target)
-        _fetch(store, hub, commit, files)
-        store.assemble(id, files, small)
-        record = Record(id, manifest.name, manifest.version, repo, commit, revision, target, "pulled")
+        if (had := _had(store, record)) is not None:
+            record = msgspec.structs.replace(record, state=had.state, engines=had.engines)
         store.write_record(record)
         return verified(store, record)
+
+
+def fetch(store: Store, record: Record, files: dict[str, File]) -> None:
+    """Brings files of a bundle that are not on the device yet, and links all of them into the bundle.
+
+    Errors: DeviceError before the first byte if the disk is too small for all of them; NetworkError;
+    BundleError for a file that arrives damaged twice.
+    """
+    store.objects.mkdir(parents=True, exist_ok=True)
+    missing = {file.sha256: (name, file) for name, file in files.items() if not store.has(file)}
+    parts = {digest: store.objects / f"{digest}.part" for digest in missing}
+    have = {digest: part.stat().st_size for digest, part in parts.items() if part.exists()}
+    total = sum(file.size for _, file in missing.values())
+    store.require_space(total - sum(have.values()))
+    hub = Hub(record.repo)
+    with tqdm(total=total, initial=sum(have.values()), desc="pull", unit="B", unit_scale=True) as bar:
+        for name, file in missing.values():
+            _fetch_one(store, hub, record.commit, name, file, bar.update)
+    store.assemble(record.id, files, {})
 
 
 def verified(store: Store, record: Record) -> Record:
@@ -52,17 +82,27 @@ def verified(store: Store, record: Record) -> Record:
 
     Errors: BundleError; a bundle that fails is `pulled` again, whatever it was.
     """
+    try:
+        _check(store, record)
+    except BundleError:
+        store.write_record(record.at("pulled"))
+        raise
+    if record.state == "pulled":
+        store.write_record(record := record.at("verified"))
+    return record
+
+
+def _check(store: Store, record: Record) -> None:
+    """Errors: BundleError."""
     folder = store.bundle(record.id)
-    store.write_record(doubted := record.at("pulled"))
     manifest = signed_manifest(store, record.id)
     allowed = {*manifest.files, MANIFEST, SIGNATURE}
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    present = {path.relative_to(folder).as_posix() for path in found}
     if extra := sorted(present - allowed):
-        raise BundleError(f"{folder}: {extra} found, which the manifest does not name; pull the bundle again")
-    verify(folder, manifest.files, needed(manifest, record.target).keys() | (present & manifest.files.keys()))
-    state = "verified" if record.state == "pulled" else record.state
-    store.write_record(record := doubted.at(state))
-    return record
+        raise BundleError(f"{folder}: {extra} found, which the manifest does not name; {AGAIN}")
+    wanted = needed(manifest, record.target).keys() | (present & manifest.files.keys())
+    verify(folder, manifest.files, wanted, AGAIN)
 
 
 def needed(manifest: Manifest, target: str) -> dict[str, File]:
@@ -79,23 +119,10 @@ def signed_manifest(store: Store, id: str) -> Manifest:
     """A bundle's manifest, whose signature by a trusted key was checked first. Errors: BundleError."""
     folder = store.bundle(id)
     signed = read_signature(folder, load_keys(store.keys))
+    check_manifest(folder, signed)
     manifest = read_manifest(folder)
     check_signed(folder, manifest, signed)
     return manifest
-
-
-def _fetch(store: Store, hub: Hub, commit: str, files: dict[str, File]) -> None:
-    """Brings every file that is not there yet. Errors: DeviceError before the first byte if the disk is too
-    small for all of them."""
-    store.objects.mkdir(parents=True, exist_ok=True)
-    missing = {file.sha256: (name, file) for name, file in files.items() if not store.has(file)}
-    parts = {digest: store.objects / f"{digest}.part" for digest in missing}
-    have = {digest: part.stat().st_size for digest, part in parts.items() if part.exists()}
-    total = sum(file.size for _, file in missing.values())
-    store.require_space(total - sum(have.values()))
-    with tqdm(total=total, initial=sum(have.values()), desc="pull", unit="B", unit_scale=True) as bar:
-        for name, file in missing.values():
-            _fetch_one(store, hub, commit, name, file, bar.update)
 
 
 def _fetch_one(
@@ -112,6 +139,14 @@ def _fetch_one(
             store.adopt(part, file)
         except BundleError as error:
             raise BundleError(f"{name}: {error}, twice; tell the publisher") from error
+
+
+def _had(store: Store, record: Record) -> Record | None:
+    """The record of the same bundle for the same target, if the device has it already and undamaged."""
+    with suppress(DeviceError):
+        had = store.record(record.id)
+        return had if had.target == record.target else None
+    return None
 
 
 def _pulled_before(store: Store, repo: str, revision: str) -> Record:

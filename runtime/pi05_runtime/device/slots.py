@@ -56,7 +56,7 @@ def activate(store: Store, id: str) -> Slots:
 
     Errors: DeviceError for a bundle that is not there or has not passed its self-test.
     """
-    with store.locked():
+    with store.switching():
         require_state(store.record(id), "tested")
         slots = read_slots(store)
         if slots.active == id:
@@ -66,7 +66,7 @@ def activate(store: Store, id: str) -> Slots:
 
 def rollback(store: Store) -> Slots:
     """Makes the previous bundle the active one, and the other way round. Errors: DeviceError without one."""
-    with store.locked():
+    with store.switching():
         slots = read_slots(store)
         if slots.previous is None:
             raise DeviceError("no previous bundle on this device: nothing to roll back to")
@@ -75,20 +75,26 @@ def rollback(store: Store) -> Slots:
 
 
 def gc(store: Store) -> int:
-    """Deletes every bundle but the active and the previous one, and files that no bundle has. Bytes freed.
+    """Deletes every bundle but the active and the previous one, and engines and files that none of both has.
+    Bytes freed.
 
     Records go first: a bundle without one does not exist for any other command.
     """
-    with store.locked():
+    with store.working(), store.switching():
         slots = read_slots(store)
         kept = {slots.active, slots.previous}
         for path in store.records.glob("*.json"):
             if path.stem not in kept:
                 path.unlink()
-        for path in store.root.glob("bundles/*"):
+        for path in store.bundles.glob("*"):
             if path.name not in kept:
                 shutil.rmtree(path)
         freed = 0
+        engines = {record.engines for record in store.all_records()}
+        for path in store.engines.glob("*/"):
+            if path.name not in engines:
+                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
         for path in store.objects.glob("*"):
             if path.stat().st_nlink == 1:
                 freed += path.stat().st_size

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 
 from pi05_runtime.errors import BundleError, DeviceError
 from pi05_runtime.manifest import File
-from pi05_runtime.staging import write_file
+from pi05_runtime.staging import sync, write_file
 from pi05_runtime.verify import hash_file
 
 RESERVE_BYTES = 64 << 20
@@ -27,7 +28,8 @@ STATES: tuple[State, ...] = ("pulled", "verified", "tested")
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """records/<id>.json. commit: of the repository, in full. revision: what was asked for. target: what the
-    bundle was pulled for."""
+    bundle was pulled for. engines: folder in `engines/` of those that this device built for it,
+    None where the bundle's own are used."""
 
     id: str
     name: str
@@ -37,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revision: str
     target: str
     state: State
+    engines: str | None = None
 
     def at(self, state: State) -> "Record":
         """The same bundle in another state."""
@@ -49,23 +52,45 @@ def default_root() -> Path:
 
 
 class Store:
-    """Bundles below one folder. Everything that writes holds `locked`."""
+    """Bundles below one folder. What writes files or records holds `working`; what writes which bundle is
+    active, `switching`: a robot can be rolled back while a download takes its time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.keys, self.objects, self.records = root / "keys", root / "objects", root / "records"
+        self.bundles, self.engines = root / "bundles", root / "engines"
         self.slots = root / "slots.json"
 
     @contextmanager
-    def locked(self) -> Generator[None]:
-        """Waits for other processes, then keeps them out. The kernel lets go when this one dies."""
+    def working(self) -> Generator[None]:
+        """Waits for other processes that work on files, then keeps them out, until the block ends."""
+        with self._locked("working.lock"):
+            yield
+
+    @contextmanager
+    def switching(self) -> Generator[None]:
+        """As `working`, of the slots. Where both are held, `working` is taken first."""
+        with self._locked("switching.lock"):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Generator[None]:
+        """The kernel lets go when this process dies."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with (self.root / name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process, which has {self.root / name}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def bundle(self, id: str) -> Path:
-        return self.root / "bundles" / id
+        return self.bundles / id
+
+    def own_engines(self, record: Record) -> Path | None:
+        """The engines that this device built for a bundle, if it did."""
+        return None if record.engines is None else self.engines / record.engines
 
     def object(self, sha256: str) -> Path:
         return self.objects / sha256
@@ -98,13 +123,16 @@ class Store:
                 f"{found.size} bytes with sha256 {found.sha256} arrived, {file.size} with {file.sha256} "
                 "expected: damaged on its way"
             )
-        with path.open("rb") as done:
-            os.fsync(done.fileno())
         path.chmod(0o444)
+        sync(path)
         path.rename(self.object(file.sha256))
+        sync(self.objects)
 
     def assemble(self, id: str, files: Mapping[str, File], extra: Mapping[str, bytes]) -> None:
-        """A bundle of links to objects, and of the small files `extra`. What is there already stays."""
+        """A bundle of links to objects, and of the small files `extra`. What is there already stays.
+
+        On return all of it is on the disk, so that a record or a slot that names it can follow.
+        """
         folder = self.bundle(id)
         for name, file in files.items():
             place, source = folder / name, self.object(file.sha256)
@@ -115,6 +143,9 @@ class Store:
                 os.link(source, place)
         for name, data in extra.items():
             write_file(folder / name, data)
+        for path in (self.bundles, folder, *folder.rglob("*")):
+            if path.is_dir():
+                sync(path)
 
     def record(self, id: str) -> Record:
         """Errors: DeviceError if there is no such bundle, or its record is damaged."""

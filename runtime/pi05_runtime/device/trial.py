@@ -2,6 +2,7 @@
 
 from pi05_runtime.device.slots import require_state
 from pi05_runtime.device.store import Store
+from pi05_runtime.errors import Pi05Error
 from pi05_runtime.selftest import Report, selftest_isolated
 
 
@@ -11,10 +12,13 @@ def test(store: Store, id: str, minutes: float) -> Report:
     A bundle that fails is `verified` again, whatever it was. What is active stays active: rolling back is for
     a person or a fleet. Errors: DeviceError for a bundle that is not verified, and those of the self-test.
     """
-    with store.locked():
+    with store.working():
         record = store.record(id)
         require_state(record, "verified")
-        store.write_record(record.at("verified"))
-        report = selftest_isolated(store.bundle(id), record.target, None, minutes)
+        try:
+            report = selftest_isolated(store.bundle(id), record.target, store.own_engines(record), minutes)
+        except Pi05Error:
+            store.write_record(record.at("verified"))
+            raise
         store.write_record(record.at("tested"))
     return report

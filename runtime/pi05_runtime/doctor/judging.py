@@ -44,20 +44,26 @@ def judge_device(facts: Facts, target: str) -> Verdict:
 
 
 def choose(facts: Facts, manifest: Manifest, present: Collection[str] = ()) -> str:
-    """The target to run: the best of those that are accepted.
+    """The target to run: the best of those that are accepted, or whose engines can be rebuilt here.
 
     What measured best on the device would be best. Until such measurements exist, a target with an
-    accelerator goes before the CPU, and otherwise the bundle's order decides.
-    Errors: TargetError with every reason if none is accepted.
+    accelerator goes before the CPU, even if its engines are to be rebuilt: no robot gets its CPU for its GPU
+    unasked. Otherwise what is accepted goes first, and then the bundle's order decides.
+    Errors: TargetError with every reason if there is none.
     """
     verdicts = judge_all(facts, manifest, present)
-    accepted = [v.target for v in verdicts if isinstance(v, Accepted)]
-    if not accepted:
+    possible = [v for v in verdicts if isinstance(v, Accepted) or v.rebuild]
+    if not possible:
         raise TargetError(
             f"the bundle {manifest.name} {manifest.version} has no target for this device:\n"
             + "\n".join(f"{v.target}: {r}" for v in verdicts if isinstance(v, Refused) for r in v.reasons)
         )
-    return min(accepted, key=lambda target: find_target(target).compute_capability is None)
+
+    def order(verdict: Verdict) -> tuple[bool, bool]:
+        on_cpu = find_target(verdict.target).compute_capability is None
+        return on_cpu, isinstance(verdict, Refused)
+
+    return min(possible, key=order).target
 
 
 def _device(facts: Facts, target: str) -> tuple[Reason, ...]:

@@ -48,6 +48,23 @@ def test_a_second_pull_asks_for_the_manifest_alone(hub: Hub, store: Store, publi
     assert {line.line.rsplit("/", 1)[1] for line in hub.asked("GET")} <= {"manifest.json", "model.sig"}
 
 
+def test_a_tested_bundle_that_is_pulled_again_stays_tested(hub: Hub, store: Store, published: Path) -> None:
+    store.write_record(pull(store, REPO, "main", choose).at("tested"))
+    assert pull(store, REPO, "main", choose).state == "tested"
+
+
+def test_a_pull_that_is_refused_leaves_the_same_bundle_as_it_was(
+    hub: Hub, store: Store, bundle: Path, upload: Callable[..., None], tmp_path: Path
+) -> None:
+    upload(bundle)
+    record = pull(store, REPO, "main", choose)
+    hub.faults.append(Corrupt(r"GET .*model\.sig", times=99))
+    with pytest.raises(BundleError, match=r"model\.sig"):
+        pull(store, REPO, "main", choose)
+    assert verified(store, record) == record
+    assert not store.bundle("arriving").exists()
+
+
 def test_only_changed_files_travel(
     hub: Hub, store: Store, published: Path, upload: Callable[[Path], None]
 ) -> None:

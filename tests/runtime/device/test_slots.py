@@ -73,7 +73,7 @@ def test_gc_keeps_active_and_previous_and_frees_the_rest(store: Store, three: tu
 
 
 def test_one_process_at_a_time(store: Store, three: tuple[str, str, str]) -> None:
-    with store.locked():
+    with store.switching():
         other = threading.Thread(target=activate, args=(store, three[2]))
         other.start()
         other.join(0.2)
