@@ -1,0 +1,137 @@
+"""<chip>-plan: a component as a list of kernel launches, compiled ahead of time on any machine.
+
+The pipeline's own quantized ONNX gives weights and scales (source.py); a component says its launches
+(components.py); every variant is compiled for the chip and read (compile.py); what is good goes into one file
+with the weights, and what became of every variant into a report beside it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from export.artifacts import write_json
+from export.checkpoint.canonical import read_description
+from export.component import component_signatures
+from export.engine import EngineRecord
+from export.engine.plan import components
+from export.engine.plan.builder import Builder, Call, Specialization, padded
+from export.engine.plan.compile import Binary, Chip, Refused, compile_kernels
+from export.engine.plan.report import tabulate
+from export.engine.plan.source import Source
+from export.params import Params
+from pi05_runtime.errors import EngineError
+from pi05_runtime.geometry import fixed_shape
+from pi05_runtime.lock import Lock
+from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Variant
+from pi05_runtime.targets import find_target
+from pi05_runtime.verify import hash_file
+
+
+PRODUCTS = ("matmul", "patch_embedding", "skinny")
+"""Kernels that multiply by a layer's weight, their argument `w`."""
+
+
+def build(target: str, component: str, lock: Lock, params: Params, out: Path) -> EngineRecord:
+    """Writes <component>.plan, kernels.json and kernels.md. Errors: EngineError for a launch without a variant that
+    is good on the chip, or a format that no kernel reads."""
+    recipe = params.recipes(target, component)[0]
+    capability = find_target(target).compute_capability or ""
+    described = describe(component, Source(component, recipe), params.export.prompt_buckets)
+    calls = [call for one in described for call in one.builder.calls]
+    chip = Chip(int(capability.replace(".", "")))
+    compiled = compile_kernels(chip, dict.fromkeys(s for call in calls for s, _ in call.variants))
+    report = tabulate(f"{target} {component}, {recipe}", calls, compiled)
+    write_json(out / "kernels.json", report)
+    (out / "kernels.md").write_text(report.markdown())
+    path = out / f"{component}.plan"
+    write(path, component, capability, described, compiled)
+    layers = Counter(precision for call in described[0].builder.calls if (precision := _precision(call)))
+    sha256 = hash_file(path).sha256
+    return EngineRecord(path.name, sha256, "engine", {component: recipe}, (), lock, layers=dict(layers))
+
+
+@dataclass(frozen=True)
+class Described:
+    """A component at one set of shapes."""
+
+    shapes: dict[str, tuple[int, ...]]
+    builder: Builder
+
+
+def describe(component: str, source: Source, buckets: Sequence[int]) -> list[Described]:
+    """The launches at every prompt bucket; vision knows none. All share their weights."""
+    d = read_description()
+    g, views = d.geometry, len(d.interface.cameras)
+    tokens = views * g.vision.tokens
+    signature = component_signatures()[component]
+    weights: dict[str, Tensor] = {}
+    described: list[Described] = []
+    for prompt in (0,) if component == "vision" else buckets:
+        builder = Builder(weights)
+        match component:
+            case "vision":
+                components.vision(builder, source, g, views)
+            case "prefill":
+                components.prefill(builder, source, g, tokens, prompt)
+            case _:
+                components.denoise(builder, source, g, d.interface.horizon, tokens + prompt)
+        ports = (*signature.inputs, *signature.outputs)
+        described.append(Described({port.name: fixed_shape(port, prompt, tokens) for port in ports}, builder))
+    return described
+
+
+def write(
+    path: Path,
+    component: str,
+    capability: str,
+    described: Sequence[Described],
+    compiled: Mapping[Specialization, Binary | Refused],
+) -> None:
+    """The plan's file. Errors: EngineError for a launch that no variant is good for."""
+    kernels: list[Kernel] = []
+    places: dict[Specialization, int] = {}
+    tensors = dict(described[0].builder.weights)
+    for wanted, binary in compiled.items():
+        if isinstance(binary, Refused):
+            continue
+        image = f"kernel.{len(kernels)}"
+        places[wanted] = len(kernels)
+        kernels.append(Kernel(image, binary.entry, binary.shared, binary.threads))
+        tensors[image] = padded(torch.frombuffer(bytearray(binary.code), dtype=torch.uint8))
+    shaped: list[Shaped] = []
+    for one in described:
+        arguments, arena = one.builder.arguments()
+        launches = [
+            Launch(call.name, _variants(call, places, compiled), given)
+            for call, given in zip(one.builder.calls, arguments, strict=True)
+        ]
+        shaped.append(Shaped(one.shapes, tuple(launches), arena))
+    plan = Plan(component, capability, tuple(kernels), tuple(shaped))
+    save_file(tensors, path, {METADATA: msgspec.json.encode(plan).decode()})
+
+
+def _variants(
+    call: Call, places: Mapping[Specialization, int], compiled: Mapping[Specialization, Binary | Refused]
+) -> tuple[Variant, ...]:
+    found = tuple(Variant(places[wanted], grid) for wanted, grid in call.variants if wanted in places)
+    if not found:
+        reasons = [r.reason for w, _ in call.variants if isinstance(r := compiled[w], Refused)]
+        raise EngineError(
+            f"{call.name}: no variant of {len(reasons)} is good on this chip: {'; '.join(reasons)}; add tiles to "
+            "export/engine/plan/tiles.py"
+        )
+    return found
+
+
+def _precision(call: Call) -> str | None:
+    """What a launch multiplies a layer's weight in, None for one that does not."""
+    wanted, _ = call.variants[0]
+    if wanted.kernel not in PRODUCTS:
+        return None
+    return {"*fp8e4nv": "fp8", "*bf16": "bf16", "*fp32": "fp32"}[dict(wanted.signature)["w"]]

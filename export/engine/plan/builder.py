@@ -1,0 +1,166 @@
+"""Gathers a component's launches in the order they run: values in and out, and the tiles each may be cut into.
+
+Nothing is compiled here, and no address is known: a value is a port, a weight or an intermediate result, and its
+place follows from all launches together (arena.py).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.engine.plan.arena import Life, place
+from export.engine.plan.tiles import Tiles
+from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Weight
+
+TYPES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv", torch.float32: "fp32", torch.int32: "i32"}
+"""Of elements, as Triton writes them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """Something that a kernel gets the address of. offset: in elements."""
+
+    dtype: torch.dtype
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PortValue(Value):
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightValue(Value):
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Value):
+    """An intermediate one. index: of those of its builder."""
+
+    index: int = 0
+    elements: int = 0
+
+    def at(self, offset: int) -> "Result":
+        """The same from an element on."""
+        return replace(self, offset=offset)
+
+
+Operand = Value | int | float | None
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """What a binary is compiled from. signature: argument -> Triton's type, or "constexpr". constants: what
+    argument of that kind is, None too."""
+
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int | str | None], ...]
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A launch to be. variants: (binary, grid)."""
+
+    name: str
+    variants: tuple[tuple[Specialization, tuple[int, int, int]], ...]
+    operands: tuple[Value | int | float, ...]
+
+
+@dataclass
+class Builder:
+    """One component at one set of shapes. weights: shared by the builders of all shapes."""
+
+    weights: dict[str, Tensor]
+    calls: list[Call] = field(default_factory=list[Call])
+    _results: list[Result] = field(default_factory=list[Result])
+
+    def result(self, dtype: torch.dtype, *shape: int) -> Result:
+        """A new intermediate result, to be written by some launch to come."""
+        made = Result(dtype, 0, len(self._results), math.prod(shape))
+        self._results.append(made)
+        return made
+
+    def port(self, name: str, dtype: torch.dtype, offset: int = 0) -> PortValue:
+        return PortValue(dtype, offset, name)
+
+    def weight(self, name: str, make: Callable[[], Tensor]) -> WeightValue:
+        """make: gives it the first time it is asked for."""
+        if name not in self.weights:
+            self.weights[name] = padded(make())
+        return WeightValue(self.weights[name].dtype, 0, name)
+
+    def launch(
+        self,
+        name: str,
+        kernel: Any,
+        operands: Mapping[str, Operand],
+        constants: Mapping[str, int | str],
+        tiles: Sequence[Tiles],
+        grid: Callable[[Tiles], tuple[int, ...]],
+    ) -> None:
+        """kernel: a Triton function. operands: its arguments but for the constants; what is None is compiled away."""
+        given = {n: v for n, v in operands.items() if v is not None}
+        signature = tuple((n, _type(given[n]) if n in given else "constexpr") for n in kernel.arg_names)
+        variants: list[tuple[Specialization, tuple[int, int, int]]] = []
+        for choice in tiles:
+            fixed = {**constants, **dict(choice.constants)}
+            values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
+            binary = Specialization(kernel.__name__, signature, values, choice.warps, choice.stages)
+            x, y, z = (*grid(choice), 1, 1)[:3]
+            variants.append((binary, (x, y, z)))
+        operand = tuple(given[n] for n, kind in signature if kind != "constexpr")
+        self.calls.append(Call(name, tuple(variants), operand))
+
+    def arguments(self) -> tuple[list[tuple[Argument, ...]], int]:
+        """(arguments of every call, bytes of the arena)."""
+        lives: dict[int, Life] = {}
+        for position, call in enumerate(self.calls):
+            for operand in call.operands:
+                if isinstance(operand, Result):
+                    first = lives[operand.index].first if operand.index in lives else position
+                    lives[operand.index] = Life(operand.elements * operand.dtype.itemsize, first, position)
+        order = sorted(lives)
+        offsets, size = place([lives[index] for index in order])
+        places = {
+            index: Scratch(offset, lives[index].size) for index, offset in zip(order, offsets, strict=True)
+        }
+        return [tuple(_argument(o, places) for o in call.operands) for call in self.calls], size
+
+
+def _argument(operand: Value | int | float, places: Mapping[int, Scratch]) -> Argument:
+    match operand:
+        case PortValue():
+            return Port(operand.name, operand.offset * operand.dtype.itemsize)
+        case WeightValue():
+            return Weight(operand.name)
+        case Result():
+            whole, skipped = places[operand.index], operand.offset * operand.dtype.itemsize
+            return Scratch(whole.offset + skipped, whole.size - skipped)
+        case int():
+            return Int(operand)
+        case float():
+            return Float(operand)
+        case _:
+            raise TypeError(operand)
+
+
+def _type(operand: Value | int | float) -> str:
+    if isinstance(operand, Value):
+        return f"*{TYPES[operand.dtype]}"
+    return "i32" if isinstance(operand, int) else "fp32"
+
+
+def padded(tensor: Tensor) -> Tensor:
+    """Contiguous, and of a size that keeps the next one aligned."""
+    tensor = tensor.contiguous()
+    if missing := -tensor.nbytes % ALIGNMENT:
+        return torch.cat([tensor.flatten(), torch.zeros(missing // tensor.itemsize, dtype=tensor.dtype)])
+    return tensor

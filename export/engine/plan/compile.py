@@ -1,0 +1,153 @@
+"""Compiles kernels to machine code for a chip that need not be here, and reads what came out.
+
+Triton brings its assembler and disassembler along, so what the chip will run is known at once: registers, shared
+memory, spills, and which tensor-core instructions there are. A variant that does not compile, or not well, is a
+value with its reason; compilers crash, so they work in processes of their own.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from export.engine.plan.builder import Specialization
+from export.stage import progress
+from pi05_runtime.errors import EngineError
+
+SHARED_BYTES = {90: 227 << 10, 110: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block may have, by chip: CUDA's programming guide."""
+TENSOR = {
+    90: {"HGMMA", "QGMMA"},
+    110: {"UTCHMMA", "UTCQMMA"},
+    120: {"HMMA", "QMMA"},
+}
+"""Tensor-core instructions of a chip's full rate: warp groups' on SM90, the fifth generation's on SM110."""
+FEW_ROWS = {"HMMA", "QMMA"}
+"""Those of a single warp, which are enough where memory takes the time."""
+_INSTRUCTIONS = re.compile(r"\b(HMMA|QMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
+_KERNELS = {
+    "attention": "attention",
+    "decode_attention": "decode_attention",
+    "join": "embed",
+    "matmul": "matmul",
+    "norm": "norm",
+    "patch_embedding": "embed",
+    "skinny": "skinny",
+}
+"""Kernel -> its module in export/kernels."""
+
+
+class Binary(msgspec.Struct, frozen=True):
+    """Machine code and what can be read in it. entry: its function. shared: bytes of a block. registers: of a
+    thread. spilled: bytes of a thread's stack. tensor: tensor-core instruction -> how often it stands there."""
+
+    code: bytes
+    entry: str
+    shared: int
+    threads: int
+    registers: int
+    spilled: int
+    tensor: dict[str, int]
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Why a variant is no good."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chip:
+    """number: as Triton counts, 90 or 110."""
+
+    number: int
+
+    def fault(self, wanted: Specialization, binary: Binary) -> str | None:
+        """What forbids a binary, None if nothing does. fp32 has no tensor cores, and few rows."""
+        if binary.shared > SHARED_BYTES[self.number]:
+            return f"{binary.shared} bytes of shared memory, {SHARED_BYTES[self.number]} on this chip"
+        if binary.spilled:
+            return f"{binary.spilled} bytes spilled"
+        many = TENSOR[self.number]
+        hot = {"matmul": many, "attention": many, "skinny": FEW_ROWS, "decode_attention": FEW_ROWS}
+        expected = hot.get(wanted.kernel, set())
+        if dict(wanted.signature).get("w") != "*fp32" and expected and not expected & binary.tensor.keys():
+            return f"tensor-core instructions {sorted(binary.tensor)}, one of {sorted(expected)} expected"
+        return None
+
+
+def compile_kernels(chip: Chip, wanted: Collection[Specialization]) -> dict[Specialization, Binary | Refused]:
+    """Errors: EngineError if the compiler itself breaks down."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=_prepare) as pool:
+        found = pool.map(partial(_compile, chip), wanted, chunksize=4)
+        title = f"compile SM{chip.number}"
+        try:
+            return dict(
+                zip(wanted, progress(found, desc=title, unit="kernel", total=len(wanted)), strict=True)
+            )
+        except BrokenProcessPool as error:
+            raise EngineError(f"{title}: {error}; see what the compiler wrote, and free memory") from error
+
+
+def _prepare() -> None:
+    """Each process compiles: none interprets, whatever a test's own process does."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+
+
+def _compile(chip: Chip, wanted: Specialization) -> Binary | Refused:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module = __import__(f"export.kernels.{_KERNELS[wanted.kernel]}", fromlist=[wanted.kernel])
+    kinds = dict(wanted.signature)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind[0] == "*"}
+    source = ASTSource(
+        getattr(module, wanted.kernel), signature=kinds, constexprs=dict(wanted.constants), attrs=aligned
+    )
+    try:
+        compiled: Any = triton.compile(
+            source,
+            target=GPUTarget("cuda", chip.number, 32),
+            options={"num_warps": wanted.warps, "num_stages": wanted.stages},
+        )
+    except Exception as error:  # whatever a compiler raises
+        return Refused(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        )
+    code, data = compiled.asm["cubin"], compiled.metadata
+    registers, spilled, tensor = _read(code, Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    binary = Binary(code, data.name, data.shared, data.num_warps * 32, registers, spilled, tensor)
+    fault = chip.fault(wanted, binary)
+    return Refused(fault) if fault else binary
+
+
+def _read(code: bytes, tools: Path) -> tuple[int, int, dict[str, int]]:
+    """(registers, bytes spilled, tensor-core instructions) of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        listing = _output(tools / "nvdisasm", "--print-code", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise EngineError(f"cuobjdump: no registers found in {usage!r}")
+    counts = list(_INSTRUCTIONS.findall(listing))
+    return int(found[1]), int(found[2]), {name: counts.count(name) for name in sorted(set(counts))}
+
+
+def _output(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr

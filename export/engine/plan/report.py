@@ -1,0 +1,74 @@
+"""What became of every variant of every kernel: the page to read before any measurement."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from export.engine.plan.builder import Call, Specialization
+from export.engine.plan.compile import Binary, Refused
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A variant. constants, warps, stages: what it was compiled with. launches: how many have it among their
+    variants, at all prompt buckets together. refused: why it is not in the engine."""
+
+    kernel: str
+    operands: str
+    constants: dict[str, int | str]
+    warps: int
+    stages: int
+    launches: int
+    refused: str | None = None
+    registers: int = 0
+    shared: int = 0
+    tensor: dict[str, int] = {}
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    title: str
+    rows: tuple[Row, ...]
+
+    def markdown(self) -> str:
+        used = sum(row.refused is None for row in self.rows)
+        lines = [
+            f"# {self.title}: {used} kernels of {len(self.rows)} tried, none of which spills a register",
+            "",
+            "| kernel | operands | compiled with | warps | stages | launches | registers | shared | tensor cores |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for r in self.rows:
+            constants = " ".join(f"{name}={value}" for name, value in r.constants.items())
+            tensor = ", ".join(f"{count} {name}" for name, count in r.tensor.items())
+            read = (
+                f"{r.registers} | {r.shared} | {tensor}" if r.refused is None else f"refused: {r.refused} | |"
+            )
+            lines.append(
+                f"| {r.kernel} | {r.operands} | {constants} | {r.warps} | {r.stages} | {r.launches} | {read} |"
+            )
+        return "\n".join(lines) + "\n"
+
+
+def tabulate(
+    title: str, calls: Sequence[Call], compiled: Mapping[Specialization, Binary | Refused]
+) -> Report:
+    rows: list[Row] = []
+    for wanted, binary in compiled.items():
+        pointers = [f"{name} {kind[1:]}" for name, kind in wanted.signature if kind[0] == "*"]
+        rows.append(
+            Row(
+                kernel=wanted.kernel,
+                operands=", ".join(pointers),
+                constants={name: value for name, value in wanted.constants if value is not None},
+                warps=wanted.warps,
+                stages=wanted.stages,
+                launches=sum(wanted == variant for call in calls for variant, _ in call.variants),
+                **_read(binary),
+            )
+        )
+    return Report(title, tuple(rows))
+
+
+def _read(binary: Binary | Refused) -> dict[str, object]:
+    if isinstance(binary, Refused):
+        return {"refused": binary.reason}
+    return {"registers": binary.registers, "shared": binary.shared, "tensor": binary.tensor}

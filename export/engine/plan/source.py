@@ -1,0 +1,96 @@
+"""A quantized component's tensors, as the kernels want them: from the very file that every engine is built from.
+
+Kernels read [out, in], the ONNX holds [in, out]; and some kernels want columns interleaved, so that what meets in
+an epilogue meets in one thread.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto, external_data_helper
+from torch import Tensor
+
+from export.artifacts import quantized_folder
+from pi05_runtime.errors import EngineError
+
+DTYPES = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight [out, in], bf16 or FP8 codes. scale: of the codes, 1 for bf16. input_scale: of the activations'
+    codes, None for bf16."""
+
+    weight: Tensor
+    scale: float
+    input_scale: float | None
+
+    @property
+    def fp8(self) -> bool:
+        return self.input_scale is not None
+
+
+class Source:
+    """The tensors of bf16.onnx, by name and without the component's prefix."""
+
+    def __init__(self, component: str, recipe: str) -> None:
+        self._component = component
+        self._path = quantized_folder(component, recipe) / "bf16.onnx"
+        graph = onnx.load(self._path, load_external_data=False).graph
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+
+    def __contains__(self, name: str) -> bool:
+        return f"{self._component}.{name}" in self._tensors
+
+    def tensor(self, name: str) -> Tensor:
+        """Errors: EngineError for one that is missing or of a type that no kernel reads."""
+        full = f"{self._component}.{name}"
+        if full not in self._tensors:
+            raise EngineError(f"{self._path}: no tensor {full} found; run `dvc repro` again")
+        tensor = self._tensors[full]
+        if tensor.data_type not in DTYPES:
+            kind = TensorProto.DataType.Name(tensor.data_type)
+            raise EngineError(
+                f"{full}: {kind} found, {[str(d) for d in DTYPES.values()]} expected: choose a recipe "
+                "that kernel plans have"
+            )
+        data = bytearray(_bytes(tensor, self._path.parent))
+        return torch.frombuffer(data, dtype=DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))
+
+    def linear(self, name: str) -> Linear:
+        """Errors: EngineError for a layer in a format that no kernel reads."""
+        if f"{name}.codes" not in self:
+            return Linear(self.tensor(f"{name}.weight").t(), 1.0, None)
+        weight, scale = self.tensor(f"{name}.codes").t(), self.tensor(f"{name}.weight_scale")
+        if scale.numel() != 1 or f"{name}.input_scale" not in self:
+            raise EngineError(
+                f"{name}: scales of shape {list(scale.shape)} found, one a tensor expected: choose fp8"
+            )
+        return Linear(weight, scale.item(), self.tensor(f"{name}.input_scale").item())
+
+
+def interleave_halves(weight: Tensor, heads: int, head_dim: int) -> Tensor:
+    """The first `heads` heads of a [heads * head_dim + ..., in] matrix with the two halves of each interleaved:
+    output 0, head_dim / 2, 1, head_dim / 2 + 1, ..."""
+    rotated = weight[: heads * head_dim].unflatten(0, (heads, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    return torch.cat([rotated, weight[heads * head_dim :]])
+
+
+def interleave_pair(weight: Tensor) -> Tensor:
+    """Of a [2 * n, in] matrix, output 0, n, 1, n + 1, ..."""
+    return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _bytes(tensor: TensorProto, folder: Path) -> bytes:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor.raw_data
+    entry = external_data_helper.ExternalDataInfo(tensor)
+    with (folder / entry.location).open("rb") as file:
+        file.seek(entry.offset or 0)
+        return file.read(entry.length)

@@ -1,0 +1,149 @@
+"""Kernel plans as networks that can be launched: machine code and weights on the device, and a list to go through.
+
+All plans share one arena, because the one stream that they are launched on runs them one after another.
+"""
+
+import ctypes
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pi05_runtime.engines.driver import Device, compute_capability
+from pi05_runtime.engines.graph_engine import Shapes
+from pi05_runtime.errors import EngineError
+from pi05_runtime.geometry import Signature
+from pi05_runtime.plan import Float, Int, Launch, Plan, PlanFile, Port, Scratch, Shaped, Weight, read_plan
+
+_SCRATCH = 2
+"""Pointers that Triton's kernels take behind their own arguments, for scratch memory that ours do not need."""
+
+
+class PlanProgram:
+    """A Program of one plan a network."""
+
+    def __init__(
+        self, files: Mapping[str, Path], signatures: Mapping[str, Signature], device: Device
+    ) -> None:
+        """Brings weights and machine code to the device. Errors: EngineError for a file that is not that network's
+        plan, or that is another chip's."""
+        self._device = device
+        self._held = ExitStack()
+        self._plans: dict[str, _Loaded] = {}
+        with ExitStack() as held:
+            for network, path in files.items():
+                file = read_plan(path)
+                _check(file, network, signatures[network])
+                self._plans[network] = _Loaded(file, device, held)
+            arena = max((s.arena for p in self._plans.values() for s in p.plan.shaped), default=0)
+            # An allocation of nothing is refused.
+            self._arena = device.alloc(max(arena, 1))
+            held.callback(device.free, self._arena)
+            self._held = held.pop_all()
+
+    @property
+    def networks(self) -> Collection[str]:
+        return self._plans.keys()
+
+    def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
+        """Errors: EngineError for shapes that the plan was not made for."""
+        if network not in self._plans:
+            raise EngineError(f"{network}: networks {sorted(self._plans)} found; load the whole bundle")
+        loaded = self._plans[network]
+        for shaped in loaded.plan.shaped:
+            if shaped.shapes == dict(shapes):
+                return PlanLaunch(self._device, loaded, shaped, self._arena)
+        raise EngineError(
+            f"{network}: shapes {dict(shapes)} found, one of {[s.shapes for s in loaded.plan.shaped]} expected; "
+            "use a prompt bucket of the bundle's manifest"
+        )
+
+    def close(self) -> None:
+        self._plans.clear()
+        self._held.close()
+
+
+class PlanLaunch:
+    """A plan at fixed shapes. Its arguments are made once, but for the addresses of ports."""
+
+    def __init__(self, device: Device, loaded: "_Loaded", shaped: Shaped, arena: int) -> None:
+        self._device = device
+        self._steps = [_Step(loaded, launch, arena) for launch in shaped.launches]
+
+    def __call__(self, addresses: Mapping[str, int], stream: int) -> None:
+        for step in self._steps:
+            for index, port in step.ports:
+                step.values[index] = addresses[port.name] + port.offset
+            self._device.launch_kernel(
+                step.function, step.grid, step.threads, step.shared, (tuple(step.values), step.types), stream
+            )
+
+
+class _Step:
+    """One launch, as the driver takes it."""
+
+    def __init__(self, loaded: "_Loaded", launch: Launch, arena: int) -> None:
+        variant = launch.variants[0]
+        kernel = loaded.plan.kernels[variant.kernel]
+        self.function, self.grid = loaded.functions[variant.kernel], variant.grid
+        self.threads, self.shared = kernel.threads, kernel.shared
+        self.values: list[int | float] = []
+        self.ports: list[tuple[int, Port]] = []
+        types: list[Any] = []
+        for index, argument in enumerate(launch.arguments):
+            match argument:
+                case Port():
+                    self.ports.append((index, argument))
+                    value, kind = 0, ctypes.c_void_p
+                case Weight(name):
+                    value, kind = loaded.address + loaded.places[name][0], ctypes.c_void_p
+                case Scratch(offset):
+                    value, kind = arena + offset, ctypes.c_void_p
+                case Int(number):
+                    value, kind = number, ctypes.c_int32
+                case Float(number):
+                    value, kind = number, ctypes.c_float
+            self.values.append(value)
+            types.append(kind)
+        self.values += [0] * _SCRATCH
+        self.types = (*types, *[ctypes.c_void_p] * _SCRATCH)
+
+
+class _Loaded:
+    """A plan whose weights and kernels are on the device."""
+
+    def __init__(self, file: PlanFile, device: Device, held: ExitStack) -> None:
+        self.plan, self.places = file.plan, file.places
+        data = np.memmap(file.path, np.uint8, "r", file.start, (file.size,))
+        self.address = device.alloc(file.size)
+        held.callback(device.free, self.address)
+        stream = device.create_stream()
+        held.callback(device.destroy_stream, stream)
+        device.upload(self.address, data, stream)
+        modules: dict[str, int] = {}
+        self.functions: list[int] = []
+        for kernel in file.plan.kernels:
+            if kernel.image not in modules:
+                offset, size = file.places[kernel.image]
+                modules[kernel.image] = device.load_module(data[offset : offset + size])
+                held.callback(device.unload_module, modules[kernel.image])
+            self.functions.append(device.find_kernel(modules[kernel.image], kernel.entry, kernel.shared))
+        device.synchronize(stream)
+
+
+def _check(file: PlanFile, network: str, signature: Signature) -> None:
+    """Errors: EngineError for another network's plan, or one of another chip or of other ports."""
+    plan: Plan = file.plan
+    chip = compute_capability()
+    ports = {port.name for port in (*signature.inputs, *signature.outputs)}
+    for what, found, expected in (
+        ("a plan of", plan.component, network),
+        ("a plan for compute capability", plan.compute_capability, chip),
+        *(("ports", sorted(shaped.shapes), sorted(ports)) for shaped in plan.shaped),
+    ):
+        if found != expected:
+            raise EngineError(
+                f"{file.path}: {what} {found} found, {expected} expected; choose the target of this device"
+            )
