@@ -36,7 +36,8 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	pip install --quiet --upgrade "pip>=25.1,<27"
 	pip install --quiet --constraint constraints.txt torch==2.13.0
 	pip install --quiet --constraint constraints.txt \
-	  --group pipeline --group orbax --group publish --group rtx --group test --editable "./runtime[ort]"
+	  --group pipeline --group orbax --group publish --group plan --group rtx --group s3 --group fleet --group test \
+	  --editable "./runtime[ort]"
 	touch $@
 
 clean:

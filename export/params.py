@@ -152,7 +152,7 @@ class Params(Struct, frozen=True):
     def __post_init__(self) -> None:
         if unknown := [t for t in self.targets if t not in TARGETS]:
             raise ValueError(f"unknown targets {unknown}; known: {sorted(TARGETS)}")
-        possible = [t for t in self.targets if TARGETS[t].engine != "ort"]
+        possible = [t for t in self.targets if TARGETS[t].from_onnx]
         if idle := set(self.build.whole_prefix) - set(possible):
             raise ValueError(
                 f"build.whole_prefix: {sorted(idle)} are not among the TensorRT targets {possible}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.kernels.interpreter  # noqa: F401  before any kernel
 from tests.pipeline import ROOT, make_workspace, run_pipeline
 
 

@@ -13,7 +13,8 @@ from export.kernels.epilogue import rounded
 
 @triton.jit
 def decode_attention(
-    q, keys, values, own_keys, own_values, length, out, parts, peaks, totals, counters, M, scale, inverse_scale,
+    q, keys, values, own_keys, own_values, length, out, parts, peaks, totals, counters,
+    M, scale, inverse_scale,
     HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """q and out [M, HEADS, D], keys and values [P, D] of which the first `length` (int32 [1]) count, own ones

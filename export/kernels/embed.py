@@ -1,4 +1,4 @@
-"""What becomes tokens: images cut into patches and multiplied out, and image and prompt tokens put in a row."""
+"""What becomes tokens: images cut into patches and multiplied out, then images and prompt in a row."""
 
 import triton
 import triton.language as tl
@@ -10,9 +10,9 @@ def patch_embedding(
     N: tl.constexpr, SIDE: tl.constexpr, PATCH: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out bf16 [ROWS, N] of images fp32 [views, 3, SIDE * PATCH, SIDE * PATCH]: SIDE * SIDE patches a view, each a
-    row of K = 3 * PATCH * PATCH pixels times w fp32 [N, K], plus bias fp32 [N] and position fp32 [SIDE * SIDE, N].
-    fp32 as openpi has it, in three TF32 products. Grid: (ceil(ROWS / BM), ceil(N / BN)).
+    """out bf16 [ROWS, N] of images fp32 [views, 3, SIDE * PATCH, SIDE * PATCH]: SIDE * SIDE patches a view,
+    each a row of K = 3 * PATCH * PATCH pixels times w fp32 [N, K], plus bias fp32 [N] and position fp32 [SIDE
+    * SIDE, N]. fp32 as openpi has it, in three TF32 products. Grid: (ceil(ROWS / BM), ceil(N / BN)).
     """
     size: tl.constexpr = SIDE * PATCH
     rows, cols = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)

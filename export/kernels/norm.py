@@ -10,8 +10,8 @@ EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
 @triton.jit
 def norm(x, weight, bias, out, inverse_scale, N: tl.constexpr, WIDTH: tl.constexpr):
-    """out [rows, N] of x [rows, N] bf16. weight, bias: bf16 [N] of a LayerNorm, None for RMS. WIDTH: the power of
-    two that holds N. Grid: rows."""
+    """out [rows, N] of x [rows, N] bf16. weight, bias: bf16 [N] of a LayerNorm, None for RMS. WIDTH: the
+    power of two that holds N. Grid: rows."""
     columns = tl.arange(0, WIDTH)
     inside = columns < N
     places = tl.program_id(0) * N + columns

@@ -46,12 +46,13 @@ def check_device(target: str) -> None:
 
 
 def check_runtime(target: str, lock: Lock) -> None:
-    """Whether engines built under `lock` can run here. ONNX Runtime compiles anew in any version.
+    """Whether engines built under `lock` can run here. ONNX Runtime compiles anew in any version, and a
+    kernel plan is machine code.
 
     Errors: TargetError.
     """
     check_device(target)
-    if find_target(target).engine != "ort":
+    if find_target(target).from_onnx:
         check_library(target, lock, "run `pi05 rebuild`")
 
 

@@ -55,8 +55,8 @@ Argument = Port | Weight | Scratch | Int | Float
 
 
 class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Machine code. image: tensor of the file that holds the cubin. entry: the function in it. shared: bytes of
-    dynamic shared memory. threads: of a block."""
+    """Machine code. image: tensor of the file that holds the cubin. entry: the function in it. shared: bytes
+    of dynamic shared memory. threads: of a block."""
 
     image: str
     entry: str
@@ -72,8 +72,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """name: of the layer and what is done there. variants: all give the same numbers up to rounding; the first
-    is taken unless a device has measured otherwise. arguments: in the order of the kernel's."""
+    """name: of the layer and what is done there. variants: all give the same numbers up to rounding; the
+    first is taken unless a device has measured otherwise. arguments: in the order of the kernel's."""
 
     name: str
     variants: tuple[Variant, ...]

@@ -36,9 +36,9 @@ def reason_to_rebuild(bundle: Path, target: str) -> str | None:
     no library or GPU for.
     """
     manifest, wanted = read_manifest(bundle), find_target(target)
-    if wanted.engine == "ort":
+    if not wanted.from_onnx:
         raise TargetError(
-            f"{target} has no engines of its own to rebuild: it runs the bundle's ONNX as it is"
+            f"{target} has no engines that a device can rebuild: it runs the bundle's files as they are"
         )
     found = installed_version(wanted.library)
     check_device(target)

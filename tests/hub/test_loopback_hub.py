@@ -122,6 +122,7 @@ def test_round_trip(
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert (answer["version"] == "1.33.0") == (major == "other") and answer["tags"] == {"v1": True}
+    assert len(hub.asked("PUT")) == 1
     assert files_of(tmp_path / "out" / "v1") == FILES
     assert files_of(tmp_path / "out" / "main") == {LARGE: FILES[LARGE], SMALL: b"{}"}
 

@@ -26,9 +26,10 @@ LAZY = {
     "msgspec",
     "tqdm",
 }
-# Modules whose distribution has another name; TensorRT itself comes with JetPack and is in no extra.
+# Modules whose distribution has another name. TensorRT itself comes with JetPack and is in no extra; Triton
+# is the pipeline's, which asks the runtime for its version.
 DISTRIBUTIONS = {"PIL": "pillow", "cuda": "cuda-python", "tensorrt_rtx": "tensorrt-rtx-cu13"}
-ON_THE_DEVICE = {"tensorrt"}
+ELSEWHERE = {"tensorrt", "triton"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ print("acted")
 def test_source_imports_only_what_is_declared(source: Path, project: dict[str, Any]) -> None:
     declared = names(project["dependencies"])
     if source.parent.name == "engines":
-        declared = declared.union(ON_THE_DEVICE, *map(names, project["optional-dependencies"].values()))
+        declared = declared.union(ELSEWHERE, *map(names, project["optional-dependencies"].values()))
     third_party = imports(source) - sys.stdlib_module_names - {"pi05_runtime"}
     assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 

@@ -32,14 +32,13 @@ from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Variant
 from pi05_runtime.targets import find_target
 from pi05_runtime.verify import hash_file
 
-
 PRODUCTS = ("matmul", "patch_embedding", "skinny")
 """Kernels that multiply by a layer's weight, their argument `w`."""
 
 
 def build(target: str, component: str, lock: Lock, params: Params, out: Path) -> EngineRecord:
-    """Writes <component>.plan, kernels.json and kernels.md. Errors: EngineError for a launch without a variant that
-    is good on the chip, or a format that no kernel reads."""
+    """Writes <component>.plan, kernels.json and kernels.md. Errors: EngineError for a launch without a
+    variant that is good on the chip, or a format that no kernel reads."""
     recipe = params.recipes(target, component)[0]
     capability = find_target(target).compute_capability or ""
     described = describe(component, Source(component, recipe), params.export.prompt_buckets)
@@ -123,8 +122,8 @@ def _variants(
     if not found:
         reasons = [r.reason for w, _ in call.variants if isinstance(r := compiled[w], Refused)]
         raise EngineError(
-            f"{call.name}: no variant of {len(reasons)} is good on this chip: {'; '.join(reasons)}; add tiles to "
-            "export/engine/plan/tiles.py"
+            f"{call.name}: no variant of {len(reasons)} is good on this chip: {'; '.join(reasons)}; add "
+            "tiles to export/engine/plan/tiles.py"
         )
     return found
 

@@ -1,7 +1,7 @@
 """Where intermediate results lie: each has a place for as long as a later launch reads it, and no longer.
 
-All launches of a plan run one after another, so lifetimes are known and places are chosen once. Two results that
-live at once never share a byte: `place` gives each the lowest gap that is free over its whole life.
+All launches of a plan run one after another, so lifetimes are known and places are chosen once. Two results
+that live at once never share a byte: `place` gives each the lowest gap that is free over its whole life.
 """
 
 from collections.abc import Sequence

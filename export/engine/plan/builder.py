@@ -1,7 +1,7 @@
-"""Gathers a component's launches in the order they run: values in and out, and the tiles each may be cut into.
+"""Gathers a component's launches in order: values in and out, and the tiles that each may be cut into.
 
-Nothing is compiled here, and no address is known: a value is a port, a weight or an intermediate result, and its
-place follows from all launches together (arena.py).
+Nothing is compiled here, and no address is known: a value is a port, a weight or an intermediate result, and
+its place follows from all launches together (arena.py).
 """
 
 import math
@@ -106,14 +106,15 @@ class Builder:
         tiles: Sequence[Tiles],
         grid: Callable[[Tiles], tuple[int, ...]],
     ) -> None:
-        """kernel: a Triton function. operands: its arguments but for the constants; what is None is compiled away."""
+        """kernel: a Triton function. operands: its arguments but for the constants; what is None is compiled
+        away."""
         given = {n: v for n, v in operands.items() if v is not None}
         signature = tuple((n, _type(given[n]) if n in given else "constexpr") for n in kernel.arg_names)
         variants: list[tuple[Specialization, tuple[int, int, int]]] = []
         for choice in tiles:
             fixed = {**constants, **dict(choice.constants)}
             values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
-            binary = Specialization(kernel.__name__, signature, values, choice.warps, choice.stages)
+            binary = Specialization(kernel.fn.__name__, signature, values, choice.warps, choice.stages)
             x, y, z = (*grid(choice), 1, 1)[:3]
             variants.append((binary, (x, y, z)))
         operand = tuple(given[n] for n, kind in signature if kind != "constexpr")

@@ -1,15 +1,15 @@
 """Compiles kernels to machine code for a chip that need not be here, and reads what came out.
 
-Triton brings its assembler and disassembler along, so what the chip will run is known at once: registers, shared
-memory, spills, and which tensor-core instructions there are. A variant that does not compile, or not well, is a
-value with its reason; compilers crash, so they work in processes of their own.
+Triton brings its assembler and disassembler along, so what the chip will run is known at once: registers,
+shared memory, spills, and which tensor-core instructions there are. A variant that does not compile, or not
+well, is a value with its reason; compilers crash, so they work in processes of their own.
 """
 
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ TENSOR = {
 FEW_ROWS = {"HMMA", "QMMA"}
 """Those of a single warp, which are enough where memory takes the time."""
 _INSTRUCTIONS = re.compile(r"\b(HMMA|QMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
-_KERNELS = {
+KERNELS = {
     "attention": "attention",
     "decode_attention": "decode_attention",
     "join": "embed",
@@ -49,7 +49,8 @@ _KERNELS = {
 
 class Binary(msgspec.Struct, frozen=True):
     """Machine code and what can be read in it. entry: its function. shared: bytes of a block. registers: of a
-    thread. spilled: bytes of a thread's stack. tensor: tensor-core instruction -> how often it stands there."""
+    thread. spilled: bytes of a thread's stack. tensor: tensor-core instruction -> how often it stands there.
+    """
 
     code: bytes
     entry: str
@@ -111,7 +112,7 @@ def _compile(chip: Chip, wanted: Specialization) -> Binary | Refused:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module = __import__(f"export.kernels.{_KERNELS[wanted.kernel]}", fromlist=[wanted.kernel])
+    module = __import__(f"export.kernels.{KERNELS[wanted.kernel]}", fromlist=[wanted.kernel])
     kinds = dict(wanted.signature)
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind[0] == "*"}
     source = ASTSource(

@@ -1,4 +1,4 @@
-"""The three components as launches: the same network as export/model/components.py, read in the same order."""
+"""The three components as launches: the networks of export/model/components.py, in the same order."""
 
 import torch
 
@@ -162,6 +162,6 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
         h = b.result(BF16, horizon, e.width)
         skinny(b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2))
     skinny(
-        b, s, "action_out", h, horizon, out=b.port("x_next", FP32), epilogue="euler", residual=b.port("x", FP32),
-        modulation=part(2 * e.depth, 0), dt=b.port("dt", FP32),
+        b, s, "action_out", h, horizon, out=b.port("x_next", FP32), epilogue="euler",
+        residual=b.port("x", FP32), modulation=part(2 * e.depth, 0), dt=b.port("dt", FP32),
     )  # fmt: skip

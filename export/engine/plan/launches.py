@@ -44,8 +44,8 @@ def _scale(layer: Linear) -> float:
 
 
 class Heads:
-    """A fused q/k/v matrix: queries, then a key and a value head of `dim`. queries is 0 where only the latter are
-    left."""
+    """A fused q/k/v matrix: queries, then a key and a value head of `dim`. queries is 0 where only the latter
+    are left."""
 
     def __init__(
         self, queries: int, dim: int, queried: Value, keys: Value, values: Value, cos: Value, sin: Value
@@ -71,8 +71,8 @@ def matmul(
     heads: Heads | None = None,
     length: Value | None = None,
 ) -> None:
-    """x [rows, in] through the layer `name`. out: its result, for the layer `following` if that reads codes; with
-    `heads` three results, rotated. length: rows that count."""
+    """x [rows, in] through the layer `name`. out: its result, for the layer `following` if that reads codes;
+    with `heads` three results, rotated. length: rows that count."""
     layer = source.linear(name)
     n, k = layer.weight.shape
     arrange = partial(_arrange, layer, epilogue, heads)

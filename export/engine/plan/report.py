@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from export.engine.plan.builder import Call, Specialization
 from export.engine.plan.compile import Binary, Refused
@@ -33,7 +34,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lines = [
             f"# {self.title}: {used} kernels of {len(self.rows)} tried, none of which spills a register",
             "",
-            "| kernel | operands | compiled with | warps | stages | launches | registers | shared | tensor cores |",
+            "| kernel | operands | constants | warps | stages | launches | registers | shared | tensor |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for r in self.rows:
@@ -42,9 +43,8 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             read = (
                 f"{r.registers} | {r.shared} | {tensor}" if r.refused is None else f"refused: {r.refused} | |"
             )
-            lines.append(
-                f"| {r.kernel} | {r.operands} | {constants} | {r.warps} | {r.stages} | {r.launches} | {read} |"
-            )
+            compiled = f"{r.kernel} | {r.operands} | {constants} | {r.warps} | {r.stages}"
+            lines.append(f"| {compiled} | {r.launches} | {read} |")
         return "\n".join(lines) + "\n"
 
 
@@ -54,21 +54,18 @@ def tabulate(
     rows: list[Row] = []
     for wanted, binary in compiled.items():
         pointers = [f"{name} {kind[1:]}" for name, kind in wanted.signature if kind[0] == "*"]
-        rows.append(
-            Row(
-                kernel=wanted.kernel,
-                operands=", ".join(pointers),
-                constants={name: value for name, value in wanted.constants if value is not None},
-                warps=wanted.warps,
-                stages=wanted.stages,
-                launches=sum(wanted == variant for call in calls for variant, _ in call.variants),
-                **_read(binary),
-            )
+        row = Row(
+            kernel=wanted.kernel,
+            operands=", ".join(pointers),
+            constants={name: value for name, value in wanted.constants if value is not None},
+            warps=wanted.warps,
+            stages=wanted.stages,
+            launches=sum(wanted == variant for call in calls for variant, _ in call.variants),
         )
+        match binary:
+            case Refused(reason):
+                rows.append(replace(row, refused=reason))
+            case Binary():
+                read = {"registers": binary.registers, "shared": binary.shared, "tensor": binary.tensor}
+                rows.append(replace(row, **read))
     return Report(title, tuple(rows))
-
-
-def _read(binary: Binary | Refused) -> dict[str, object]:
-    if isinstance(binary, Refused):
-        return {"refused": binary.reason}
-    return {"registers": binary.registers, "shared": binary.shared, "tensor": binary.tensor}

@@ -1,7 +1,7 @@
-"""A quantized component's tensors, as the kernels want them: from the very file that every engine is built from.
+"""A quantized component's tensors as kernels want them, from the very file that every engine is built from.
 
-Kernels read [out, in], the ONNX holds [in, out]; and some kernels want columns interleaved, so that what meets in
-an epilogue meets in one thread.
+Kernels read [out, in], the ONNX holds [in, out]; and some kernels want columns interleaved, so that what
+meets in an epilogue meets in one thread.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 from export.artifacts import quantized_folder
 from pi05_runtime.errors import EngineError
 
-DTYPES = {
+DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.BFLOAT16: torch.bfloat16,
     TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
@@ -55,7 +55,7 @@ class Source:
             raise EngineError(f"{self._path}: no tensor {full} found; run `dvc repro` again")
         tensor = self._tensors[full]
         if tensor.data_type not in DTYPES:
-            kind = TensorProto.DataType.Name(tensor.data_type)
+            kind = onnx.helper.tensor_dtype_to_string(tensor.data_type)
             raise EngineError(
                 f"{full}: {kind} found, {[str(d) for d in DTYPES.values()]} expected: choose a recipe "
                 "that kernel plans have"
@@ -76,8 +76,8 @@ class Source:
 
 
 def interleave_halves(weight: Tensor, heads: int, head_dim: int) -> Tensor:
-    """The first `heads` heads of a [heads * head_dim + ..., in] matrix with the two halves of each interleaved:
-    output 0, head_dim / 2, 1, head_dim / 2 + 1, ..."""
+    """The first `heads` heads of a [heads * head_dim + ..., in] matrix with the two halves of each
+    interleaved: output 0, head_dim / 2, 1, head_dim / 2 + 1, ..."""
     rotated = weight[: heads * head_dim].unflatten(0, (heads, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
     return torch.cat([rotated, weight[heads * head_dim :]])
 

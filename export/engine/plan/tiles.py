@@ -1,8 +1,8 @@
 """How a launch may be cut into tiles: what is tried for each kind of product, and what was measured best.
 
-Which tiles are best is a property of chip and shape that only a measurement tells. Every tile here that compiles
-without spilling a register goes into the engine as a variant; the first is taken until a device has measured
-(`pi05 tune`).
+Which tiles are best is a property of chip and shape that only a measurement tells. Every tile here that
+compiles without spilling a register goes into the engine as a variant; the first is taken until a device has
+measured (`pi05 tune`).
 """
 
 from collections.abc import Iterator

@@ -52,9 +52,9 @@ def list_rungs(
 def _chip(target: str) -> tuple[Library, str]:
     """(library, compute capability) of a target that TensorRT serves."""
     found = find_target(target)
-    if found.engine == "ort" or found.compute_capability is None:
-        raise TargetError(f"{target} runs the ONNX as it is: it has no engines to build")
-    return found.engine, found.compute_capability
+    if not found.from_onnx or found.compute_capability is None:
+        raise TargetError(f"{target} is not built with TensorRT: it has no engines to build")
+    return found.library, found.compute_capability
 
 
 def _engine_name(variants: Mapping[str, Sequence[Path]]) -> str:

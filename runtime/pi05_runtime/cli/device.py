@@ -30,6 +30,9 @@ def pull(arguments: argparse.Namespace) -> None:
         return doctor.choose(doctor.facts(store.root), manifest)
 
     record = pull_bundle(store, repo, revision or "main", choose, arguments.offline)
+    if arguments.json:
+        _print_json(record)
+        return
     print(f"{record.id}  {record.name} {record.version} for {record.target}, commit {record.commit}")
 
 
@@ -69,7 +72,7 @@ def status(arguments: argparse.Namespace) -> None:
     """What this device has, and what is active."""
     found = slots.status(arguments.store)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+        _print_json(found)
         return
     marks = {found.slots.active: "active", found.slots.previous: "previous"}
     for r in found.bundles:
@@ -95,6 +98,7 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("repo", metavar="OWNER/NAME[@REVISION]", help="branch, tag or commit; main if absent")
     sub.add_argument("--target", default=AUTO, help="auto: what the doctor accepts")
     sub.add_argument("--offline", action="store_true", help="what an earlier pull of this revision brought")
+    sub.add_argument("--json", action="store_true", help="the bundle's record as JSON")
     for name, command, text in (
         ("verify", verify, "check signature and files of a pulled bundle again"),
         ("test", test, "self-test a verified bundle in a process of its own"),
@@ -111,6 +115,10 @@ def add_commands(commands: Commands) -> None:
     sub = add("doctor", examine, "say what this device is and which targets it can run")
     sub.add_argument("bundle", type=Path, nargs="?", help="bundle folder; all known targets if absent")
     sub.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _print_json(value: msgspec.Struct) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 def _print_slots(found: slots.Slots) -> None:

@@ -83,6 +83,8 @@ class Hub:
                 return
             with self._get(self._url(commit, name), {"Range": f"bytes={have}-"} if have else {}) as response:
                 whole = response.status_code == requests.codes.ok
+                if whole:
+                    arrived(-have)
                 with part.open("wb" if whole else "ab") as file:
                     for chunk in self._chunks(response):
                         file.write(chunk)
@@ -121,12 +123,17 @@ class Hub:
         if code == requests.codes.too_many or code >= SERVER_ERROR:
             raise _TryAgain(f"{url}: status {code}", _seconds(response.headers.get("Retry-After", "")))
         if code in (requests.codes.unauthorized, requests.codes.forbidden):
-            raise NetworkError(f"{url}: status {code}: set HF_TOKEN to a token that may read {self.repo}")
+            raise NetworkError(
+                f"{url}: status {code}: check repository and revision, and set HF_TOKEN to a token that may "
+                "read it"
+            )
         if code == requests.codes.not_found:
             raise NetworkError(
                 f"{url}: not found: check repository, revision and file; a private repository needs HF_TOKEN"
             )
-        raise NetworkError(f"{url}: status {code} found, 200 or 206 expected; pull again from the start")
+        if code == requests.codes.requested_range_not_satisfiable:
+            raise NetworkError(f"{url}: ends before the size that the manifest states; tell the publisher")
+        raise NetworkError(f"{url}: status {code} found, 200 or 206 expected; pull again")
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         try:

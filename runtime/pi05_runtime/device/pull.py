@@ -19,7 +19,8 @@ from pi05_runtime.manifest import FILE as MANIFEST
 from pi05_runtime.manifest import File, Manifest, build_files, read_manifest, shared_files
 from pi05_runtime.signature import FILE as SIGNATURE
 from pi05_runtime.signature import check_manifest, check_signed, load_keys, read_signature
-from pi05_runtime.verify import verify
+from pi05_runtime.targets import find_target
+from pi05_runtime.verify import target_files, verify
 
 ID_LENGTH = 16
 AGAIN = "delete the folder, then pull the bundle again"
@@ -99,19 +100,19 @@ def _check(store: Store, record: Record) -> None:
     allowed = {*manifest.files, MANIFEST, SIGNATURE}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     present = {path.relative_to(folder).as_posix() for path in found}
-    if extra := sorted(present - allowed):
-        raise BundleError(f"{folder}: {extra} found, which the manifest does not name; {AGAIN}")
     wanted = needed(manifest, record.target).keys() | (present & manifest.files.keys())
     verify(folder, manifest.files, wanted, AGAIN)
+    if extra := sorted(present - allowed):
+        raise BundleError(f"{folder}: {extra} found, which the manifest does not name; {AGAIN}")
 
 
 def needed(manifest: Manifest, target: str) -> dict[str, File]:
     """What a device of `target` keeps: all to act, or, for a target that the bundle has no engines for, all
-    to build them. Errors: TargetError for a target that this release does not know."""
-    if target in manifest.targets:
-        names = set(manifest.targets[target].files)
-    else:
+    to build them. Errors: TargetError for a target that neither the bundle nor its ONNX can serve."""
+    if target not in manifest.targets and find_target(target).from_onnx:
         names = shared_files(manifest) | build_files(manifest, target)
+    else:
+        names = set(target_files(manifest, target).files)
     return {name: manifest.files[name] for name in sorted(names)}
 
 

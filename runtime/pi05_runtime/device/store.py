@@ -142,7 +142,8 @@ class Store:
             if not place.exists():
                 os.link(source, place)
         for name, data in extra.items():
-            write_file(folder / name, data)
+            if not (place := folder / name).is_file() or place.read_bytes() != data:
+                write_file(place, data)
         for path in (self.bundles, folder, *folder.rglob("*")):
             if path.is_dir():
                 sync(path)

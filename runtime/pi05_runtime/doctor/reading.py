@@ -6,18 +6,20 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
 from pi05_runtime.child import Fault, run_child
 from pi05_runtime.doctor.device import Facts, Gpu
 from pi05_runtime.doctor.probe import Finding, Found, Problem, Question, Version
-from pi05_runtime.targets import Library
+from pi05_runtime.targets import TARGETS, Library
 
 MINUTES = 1
 """For one look. TensorRT takes several seconds to load from a slow disk; a driver that hangs, forever."""
 TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+RUN_LIBRARIES: tuple[Library, ...] = tuple(
+    dict.fromkeys(target.library for target in TARGETS.values() if target.needs_library)
+)
 _ANSWER: msgspec.json.Decoder[Finding] = msgspec.json.Decoder(Finding)
 
 
@@ -26,7 +28,7 @@ def facts(root: Path) -> Facts:
 
     Errors: OSError if not even /proc can be read.
     """
-    questions = [Question("gpu"), Question("cuda-python"), *map(Question, get_args(Library))]
+    questions = [Question("gpu"), Question("cuda-python"), *map(Question, RUN_LIBRARIES)]
     with ThreadPoolExecutor(len(questions)) as pool:
         findings = dict(zip([q.about for q in questions], pool.map(_ask, questions), strict=True))
     gpu: Gpu | None = None

@@ -52,14 +52,14 @@ def cuda_python(facts: Facts, target: str) -> Iterator[Reason]:
     """What engines on a GPU need beside their library."""
     wanted = find_target(target)
     if wanted.compute_capability is not None and "cuda-python" not in facts.versions:
-        extra = "trt" if wanted.engine == "tensorrt" else "rtx"
+        extra = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}.get(wanted.engine, wanted.engine)
         yield _absent(facts, "cuda-python", "cuda-python", f"pip install 'pi05-runtime[{extra}]'")
 
 
 def library(facts: Facts, target: str) -> Iterator[Reason]:
     """The target's library, in whatever version."""
     name = find_target(target).library
-    if name not in facts.versions:
+    if find_target(target).needs_library and name not in facts.versions:
         yield _absent(facts, "library", name, ADVICE[name])
 
 
@@ -72,7 +72,7 @@ def engines(facts: Facts, manifest: Manifest, target: str) -> Iterator[Reason]:
         advice = f"add {target} to `targets`, with a recipe that it has, and export again"
     if target not in manifest.targets:
         yield Reason("engines", f"targets {sorted(manifest.targets)} in the bundle", target, advice)
-    elif wanted.engine != "ort":
+    elif wanted.from_onnx:
         found, built = facts.versions[wanted.library], manifest.targets[target].lock.version
         if found != built:
             yield Reason("engines", f"{wanted.library} {found}", f"{built}, which built them,", advice)
@@ -81,7 +81,7 @@ def engines(facts: Facts, manifest: Manifest, target: str) -> Iterator[Reason]:
 def can_rebuild(manifest: Manifest, target: str) -> bool:
     """Whether the bundle has ONNX of every component in a recipe of the target's chip."""
     wanted = find_target(target)
-    return wanted.engine != "ort" and all(
+    return wanted.from_onnx and all(
         any(variant.recipe in wanted.recipes for variant in variants)
         for variants in manifest.components.values()
     )
@@ -108,7 +108,7 @@ def disk(facts: Facts, manifest: Manifest, target: str, present: Collection[str]
 def other_library(facts: Facts, manifest: Manifest, target: str) -> Iterator[Reason]:
     """ONNX Runtime in another version than the gates judged, which is worth a self-test."""
     name, judged = find_target(target).library, manifest.targets[target].lock.version
-    if (found := facts.versions[name]) != judged:
+    if find_target(target).needs_library and (found := facts.versions[name]) != judged:
         advice = f"pi05 selftest BUNDLE --target {target}"
         yield Reason("library", f"{name} {found}", f"{judged}, which passed the gates,", advice)
 

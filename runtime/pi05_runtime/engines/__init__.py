@@ -59,13 +59,21 @@ def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str,
         from pi05_runtime.engines.ort import OrtEngine
 
         return OrtEngine(files, signatures)
-    from pi05_runtime.engines.driver import CudaDevice
-    from pi05_runtime.engines.graph_engine import GraphEngine
-    from pi05_runtime.engines.tensorrt import TensorRTProgram
+    from pi05_runtime.engines.driver import CudaDevice, Device
+    from pi05_runtime.engines.graph_engine import GraphEngine, Program
+
+    def load(device: Device) -> Program:
+        if kind == "plan":
+            from pi05_runtime.engines.plan import PlanProgram
+
+            return PlanProgram(files, signatures, device)
+        from pi05_runtime.engines.tensorrt import TensorRTProgram
+
+        return TensorRTProgram(kind, files, signatures, device)
 
     with ExitStack() as opened:
         device = opened.enter_context(closing(CudaDevice()))
-        program = opened.enter_context(closing(TensorRTProgram(kind, files, signatures, device)))
+        program = opened.enter_context(closing(load(device)))
         engine = GraphEngine(device, program, signatures)
         opened.pop_all()
     return engine

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pi05_runtime.errors import EngineError, TargetError
 
 Bytes = npt.NDArray[np.uint8]
+Grid = tuple[int, int, int]
+Arguments = tuple[tuple[int | float, ...], tuple[Any, ...]]
 ADVICE = "close other programs on this GPU, then run `pi05 selftest` on this bundle"
 
 
@@ -70,6 +72,22 @@ class Device(Protocol):
     def destroy_graph(self, graph: int) -> None: ...
 
     def destroy_executable(self, executable: int) -> None: ...
+
+    def load_module(self, image: Bytes) -> int:
+        """Machine code, ready to be launched. Errors: EngineError too for another chip's."""
+        ...
+
+    def unload_module(self, module: int) -> None: ...
+
+    def find_kernel(self, module: int, entry: str, shared: int) -> int:
+        """A function of the module, allowed `shared` bytes of dynamic shared memory."""
+        ...
+
+    def launch_kernel(
+        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
+    ) -> None:
+        """Enqueues one kernel. arguments: values, and their ctypes."""
+        ...
 
     def close(self) -> None:
         """Lets go of the device. What was allocated must have been freed."""
@@ -145,6 +163,23 @@ class CudaDevice:
 
     def destroy_executable(self, executable: int) -> None:
         self._call("cuGraphExecDestroy", executable)
+
+    def load_module(self, image: Bytes) -> int:
+        return int(self._call("cuModuleLoadData", image.tobytes()))
+
+    def unload_module(self, module: int) -> None:
+        self._call("cuModuleUnload", module)
+
+    def find_kernel(self, module: int, entry: str, shared: int) -> int:
+        kernel = self._call("cuModuleGetFunction", module, entry.encode())
+        attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._call("cuFuncSetAttribute", kernel, attribute, shared)
+        return int(kernel)
+
+    def launch_kernel(
+        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
+    ) -> None:
+        self._call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared, stream, arguments, 0)
 
     def close(self) -> None:
         self._call("cuDevicePrimaryCtxRelease", self._ordinal)

@@ -11,6 +11,7 @@ ADVICE = {
     "tensorrt": "it comes with JetPack: apt install python3-libnvinfer, and give the virtual environment "
     "--system-site-packages",
     "tensorrt_rtx": "pip install 'pi05-runtime[rtx]'",
+    "triton": "pip install --constraint constraints.txt --group plan",
 }
 
 
@@ -24,6 +25,8 @@ def load_library(library: str) -> Any:
                 return import_module("tensorrt")
             case "tensorrt_rtx":
                 return import_module("tensorrt_rtx")
+            case "triton":
+                return import_module("triton")
             case _:
                 raise TargetError(f"library {library!r} found, one of {sorted(ADVICE)} expected")
     except ImportError as error:

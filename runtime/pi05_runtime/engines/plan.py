@@ -1,4 +1,4 @@
-"""Kernel plans as networks that can be launched: machine code and weights on the device, and a list to go through.
+"""Kernel plans as networks that can be launched: code and weights on the device, and a list to go through.
 
 All plans share one arena, because the one stream that they are launched on runs them one after another.
 """
@@ -18,7 +18,8 @@ from pi05_runtime.geometry import Signature
 from pi05_runtime.plan import Float, Int, Launch, Plan, PlanFile, Port, Scratch, Shaped, Weight, read_plan
 
 _SCRATCH = 2
-"""Pointers that Triton's kernels take behind their own arguments, for scratch memory that ours do not need."""
+"""Pointers that Triton's kernels take behind their own arguments, for scratch memory that ours do not need.
+"""
 
 
 class PlanProgram:
@@ -27,8 +28,8 @@ class PlanProgram:
     def __init__(
         self, files: Mapping[str, Path], signatures: Mapping[str, Signature], device: Device
     ) -> None:
-        """Brings weights and machine code to the device. Errors: EngineError for a file that is not that network's
-        plan, or that is another chip's."""
+        """Brings weights and machine code to the device. Errors: EngineError for a file that is not that
+        network's plan, or that is another chip's."""
         self._device = device
         self._held = ExitStack()
         self._plans: dict[str, _Loaded] = {}
@@ -56,8 +57,8 @@ class PlanProgram:
             if shaped.shapes == dict(shapes):
                 return PlanLaunch(self._device, loaded, shaped, self._arena)
         raise EngineError(
-            f"{network}: shapes {dict(shapes)} found, one of {[s.shapes for s in loaded.plan.shaped]} expected; "
-            "use a prompt bucket of the bundle's manifest"
+            f"{network}: shapes {dict(shapes)} found, one of {[s.shapes for s in loaded.plan.shaped]} "
+            "expected; use a prompt bucket of the bundle's manifest"
         )
 
     def close(self) -> None:
@@ -76,9 +77,8 @@ class PlanLaunch:
         for step in self._steps:
             for index, port in step.ports:
                 step.values[index] = addresses[port.name] + port.offset
-            self._device.launch_kernel(
-                step.function, step.grid, step.threads, step.shared, (tuple(step.values), step.types), stream
-            )
+            arguments = (tuple(step.values), step.types)
+            self._device.launch_kernel(step.kernel, step.grid, step.threads, step.shared, arguments, stream)
 
 
 class _Step:
@@ -87,7 +87,7 @@ class _Step:
     def __init__(self, loaded: "_Loaded", launch: Launch, arena: int) -> None:
         variant = launch.variants[0]
         kernel = loaded.plan.kernels[variant.kernel]
-        self.function, self.grid = loaded.functions[variant.kernel], variant.grid
+        self.kernel, self.grid = loaded.kernels[variant.kernel], variant.grid
         self.threads, self.shared = kernel.threads, kernel.shared
         self.values: list[int | float] = []
         self.ports: list[tuple[int, Port]] = []
@@ -123,13 +123,13 @@ class _Loaded:
         held.callback(device.destroy_stream, stream)
         device.upload(self.address, data, stream)
         modules: dict[str, int] = {}
-        self.functions: list[int] = []
+        self.kernels: list[int] = []
         for kernel in file.plan.kernels:
             if kernel.image not in modules:
                 offset, size = file.places[kernel.image]
                 modules[kernel.image] = device.load_module(data[offset : offset + size])
                 held.callback(device.unload_module, modules[kernel.image])
-            self.functions.append(device.find_kernel(modules[kernel.image], kernel.entry, kernel.shared))
+            self.kernels.append(device.find_kernel(modules[kernel.image], kernel.entry, kernel.shared))
         device.synchronize(stream)
 
 

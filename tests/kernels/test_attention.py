@@ -1,0 +1,67 @@
+"""Attention of vision, of the prefix and of the action chunk, against PyTorch's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from export.kernels.attention import attention
+from export.kernels.decode_attention import decode_attention
+from tests.kernels.operands import bf16, near
+
+LOG2_E = math.log2(math.e)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("dim", "main", "rest"), [(72, 64, 16), (40, 32, 16), (32, 32, 0)])
+@pytest.mark.parametrize("tokens", [16, 40])
+def test_heads_of_a_fused_matrix(dim: int, main: int, rest: int, tokens: int) -> None:
+    heads, views = 3, 2
+    width, row = heads * dim, 3 * heads * dim
+    qkv, out = bf16(views * tokens, row), torch.empty(views * tokens, width).bfloat16()
+    attention[(-(-tokens // 16), heads * views)](
+        qkv, qkv[:, width:], qkv[:, 2 * width :], out, None, dim**-0.5 * LOG2_E, 1.0, tokens, tokens, heads,
+        row, dim, tokens * row, row, dim, tokens * row, width, dim, tokens * width, dim, main, rest, 16, 32,
+    )  # fmt: skip
+    q, k, v = qkv.float().reshape(views, tokens, 3, heads, dim).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(views * tokens, width)
+    near(out, expected, tolerance=5e-3)
+
+
+@pytest.mark.parametrize("length", [1, 20, 64, 70])
+def test_heads_that_share_keys_see_the_length_alone(length: int) -> None:
+    tokens, heads, dim = 70, 8, 16
+    q, k, v = bf16(tokens * heads, dim), bf16(tokens, dim), bf16(tokens, dim)
+    k[length:], v[length:] = NAN, NAN
+    out, n = torch.empty(tokens * heads, dim).bfloat16(), torch.tensor([length], dtype=torch.int32)
+    attention[(-(-tokens * heads // 64), 1)](
+        q, k, v, out, n, dim**-0.5 * LOG2_E, 1.0, tokens * heads, tokens, 1,
+        dim, 0, 0, dim, 0, 0, dim, 0, 0, dim, dim, 0, 64, 32,
+    )  # fmt: skip
+    expected = F.scaled_dot_product_attention(*(x.float()[None] for x in (q, k[:length], v[:length])))[0]
+    near(out, expected, tolerance=5e-3)
+
+
+@pytest.mark.parametrize("horizon", [5, 10, 16, 50])
+@pytest.mark.parametrize("length", [1, 31, 257])
+@pytest.mark.parametrize("splits", [1, 4, 16])
+def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, splits: int) -> None:
+    heads, dim, prefix, height = 2, 16, 300, max(16, 1 << (horizon - 1).bit_length())
+    q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
+    own_k, own_v = bf16(horizon, dim), bf16(horizon, dim)
+    k[length:], v[length:] = NAN, NAN
+    scratch = [torch.full((heads, splits, height, *tail), NAN) for tail in ((dim,), (), ())]
+    counters, n = torch.zeros(heads, dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    keys, values = torch.cat([k[:length], own_k]).float(), torch.cat([v[:length], own_v]).float()
+    expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None]).transpose(
+        0, 1
+    )
+    for _ in range(2):  # the counters are as they were
+        out = torch.empty(horizon, heads, dim).bfloat16()
+        decode_attention[(heads, splits)](
+            q, k, v, own_k, own_v, n, out, *scratch, counters, horizon, dim**-0.5 * LOG2_E, 1.0,
+            heads, dim, splits, height, 32,
+        )  # fmt: skip
+        near(out, expected, tolerance=5e-3)
+        assert not counters.any()

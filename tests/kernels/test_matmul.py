@@ -1,0 +1,84 @@
+"""The product of many rows and its epilogues, against fp32 PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from export.engine.plan.source import interleave_halves, interleave_pair
+from export.kernels.matmul import matmul
+from tests.kernels.operands import FP8, bf16, codes, near, rope_tables, rotate
+
+TILES = {"BM": 32, "BN": 32, "BK": 64, "GROUP": 2}
+
+
+def run(a, w, out, M=None, **given):
+    """The kernel over its whole grid, with what is not given left out."""
+    names = ("bias", "residual", "keys", "values", "cos", "sin", "length")
+    constants = {"N": len(w), "K": w.shape[1], "HEADS": 0, "D": 0, "EPILOGUE": "linear", **TILES}
+    constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
+    rows = len(a)
+    grid = (-(-rows // constants["BM"]) * -(-len(w) // constants["BN"]),)
+    operands = dict.fromkeys(names) | {"scale": 1.0, "inverse_scale": 1.0} | given
+    matmul[grid](a, w, out, M=rows, **operands, **constants)
+    return out
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("rows", "n", "k"), [(64, 64, 128), (1, 16, 64), (50, 72, 80), (97, 130, 588)])
+def test_product(fp8: bool, rows: int, n: int, k: int) -> None:
+    make = codes if fp8 else bf16
+    a, w = make(rows, k), make(n, k)
+    expected = a.float() @ w.float().T * 0.5
+    near(run(a, w, torch.empty(rows, n).bfloat16(), scale=0.5), expected)
+
+
+def test_bias_gelu_and_residual() -> None:
+    a, w, bias, residual = bf16(40, 64), bf16(48, 64), bf16(48), bf16(40, 48)
+    product = a.float() @ w.float().T
+    out = run(a, w, torch.empty(40, 48).bfloat16(), bias=bias, residual=residual)
+    near(out, product + bias.float() + residual.float())
+    out = run(a, w, torch.empty(40, 48).bfloat16(), bias=bias, EPILOGUE="gelu")
+    near(out, F.gelu(product + bias.float(), approximate="tanh"))
+
+
+def test_codes_are_rounded_to_nearest_and_saturate() -> None:
+    a, w = bf16(32, 64), bf16(32, 64)
+    exact = a.float() @ w.float().T
+    scale = exact.abs().max().item() / 2 / 448
+    out = run(a, w, torch.empty(32, 32).to(FP8), inverse_scale=1 / scale)
+    expected = (exact / scale).clamp(-448, 448).to(FP8)
+    assert (out.float() != expected.float()).float().mean() < 0.01  # on the edge between two codes
+    assert out.float().abs().max() == 448
+
+
+def test_geglu() -> None:
+    a, gate, up = bf16(33, 64), bf16(48, 64), bf16(48, 64)
+    w = interleave_pair(torch.cat([gate, up]))
+    out = run(a, w, torch.empty(33, 48).bfloat16(), EPILOGUE="geglu")
+    near(out, F.gelu(a.float() @ gate.float().T, approximate="tanh") * (a.float() @ up.float().T))
+
+
+@pytest.mark.parametrize(("heads", "dim", "columns"), [(3, 32, 16), (8, 16, 16), (2, 64, 32), (0, 32, 32)])
+@pytest.mark.parametrize("length", [20, 64, 70])
+def test_rope_spreads_queries_keys_and_values(heads: int, dim: int, columns: int, length: int) -> None:
+    rows = 70
+    a, w = bf16(rows, 64), bf16((heads + 2) * dim, 64)
+    cos, sin = rope_tables(rows, dim)
+    q, k, v = (torch.full((rows, n * dim), float("nan")).bfloat16() for n in (max(heads, 1), 1, 1))
+    given = {
+        "keys": k,
+        "values": v,
+        "cos": cos,
+        "sin": sin,
+        "length": torch.tensor([length], dtype=torch.int32),
+    }
+    arranged = interleave_halves(w, heads + 1, dim)
+    run(a, arranged, q, EPILOGUE="rope", HEADS=heads, D=dim, **given | {"BN": columns})
+    queries, keys, values = (a.float() @ w.float().T).split([heads * dim, dim, dim], 1)
+    near(k[:length], rotate(keys, cos, sin)[:length])
+    near(v[:length], values[:length])
+    if heads:
+        rotated = rotate(queries.unflatten(1, (heads, dim)), cos[:, None], sin[:, None]).flatten(1)
+        near(q[:length], rotated[:length])
+    computed = -(-length // TILES["BM"]) * TILES["BM"]
+    assert (k[computed:] == 0).all() and (v[computed:] == 0).all() and k.isfinite().all()

@@ -1,0 +1,58 @@
+"""A whole plan on a CPU: the pipeline's own layers as launches, interpreted, against its ONNX twin."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export.component import component_signatures
+from export.engine.plan import describe, write
+from export.engine.plan.builder import Specialization
+from export.engine.plan.source import Source
+from export.params import load_params
+from pi05_runtime.engines import plan as plan_module
+from pi05_runtime.engines.graph_engine import GraphEngine
+from pi05_runtime.engines.plan import PlanProgram
+from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.golden import cosine, observation
+from pi05_runtime.manifest import read_manifest
+from pi05_runtime.policy import Policy
+from tests.kernels.interpreting_device import InterpretingDevice, stand_ins
+
+CHIP = "9.0"
+Plans = tuple[dict[str, Path], list[Specialization]]
+
+
+@pytest.fixture(scope="module")
+def plans(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Path], list]]:
+    """(a plan of each component, what is to be interpreted), in the workspace's folder."""
+    out = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        params = load_params()
+        buckets = params.export.prompt_buckets
+        described = {c: describe(c, Source(c, params.components[c].recipe), buckets) for c in COMPONENTS}
+        calls = [call for shapes in described.values() for one in shapes for call in one.builder.calls]
+        wanted = list(dict.fromkeys(s for call in calls for s, _ in call.variants))
+        for component, shapes in described.items():
+            write(out / f"{component}.plan", component, CHIP, shapes, stand_ins(wanted))
+        yield {c: out / f"{c}.plan" for c in described}, wanted
+
+
+def test_a_decision_equals_the_twin(plans, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, wanted = plans
+    monkeypatch.setattr(plan_module, "compute_capability", lambda: CHIP)
+    signatures = component_signatures()
+    device = InterpretingDevice(wanted)
+    engine = GraphEngine(device, PlanProgram(files, signatures, device), signatures)
+    bundle = workspace / "artifacts" / "bundle"
+    manifest = read_manifest(bundle)
+    sample, _ = observation(bundle, manifest.golden.file, manifest.golden.prompt)
+    with Policy.load(bundle, "cpu-ort", steps=1) as policy:
+        expected, _ = policy.decide(sample)
+        policy.engine = engine
+        found, _ = policy.decide(sample)
+    assert cosine(found.actions, expected.actions) > 0.999
+    assert device.leaks == 0

@@ -1,0 +1,41 @@
+"""What surrounds the products: norms, patches, and tokens put in a row."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from export.kernels.embed import join, patch_embedding
+from export.kernels.norm import norm
+from tests.kernels.operands import FP8, bf16, fp32, near, rms
+
+
+@pytest.mark.parametrize("width", [64, 72, 1152])
+def test_norms(width: int) -> None:
+    x, weight, bias, out = bf16(5, width), bf16(width), bf16(width), torch.empty(5, width).bfloat16()
+    norm[(5,)](x, weight, bias, out, 1.0, width, 2048)
+    near(out, F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-6))
+    norm[(5,)](x, None, None, out, 1.0, width, 2048)
+    near(out, rms(x))
+    codes = torch.empty(5, width).to(FP8)
+    norm[(5,)](x, None, None, codes, 100.0, width, 2048)
+    assert torch.equal(codes.float(), (rms(x) * 100).clamp(-448, 448).to(FP8).float())
+
+
+def test_patches_are_fp32() -> None:
+    views, side, patch, width = 2, 3, 14, 40
+    images, w = fp32(views, 3, side * patch, side * patch), fp32(width, 3 * patch * patch)
+    bias, position = fp32(width), fp32(side * side, width)
+    out = torch.empty(views * side * side, width)
+    patch_embedding[(2, 2)](
+        images, w, bias, position, out, len(out), width, side, patch, w.shape[1], 16, 32, 64
+    )
+    expected = (
+        F.conv2d(images, w.unflatten(1, (3, patch, patch)), bias, stride=patch).flatten(2).transpose(1, 2)
+    )
+    near(out, (expected + position).flatten(0, 1), tolerance=1e-5)
+
+
+def test_join() -> None:
+    first, second, out = bf16(3, 40), bf16(5, 40), torch.empty(8, 40).bfloat16()
+    join[(8,)](first, second, out, 3, 40, 64)
+    assert torch.equal(out, torch.cat([first, second]))

@@ -1,0 +1,186 @@
+"""Plans whose file or device is not what it should be, and launches as the driver is to get them."""
+
+import ctypes
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from safetensors.numpy import save_file
+
+from pi05_runtime.engines import plan as plan_module
+from pi05_runtime.engines.plan import PlanProgram
+from pi05_runtime.errors import EngineError
+from pi05_runtime.plan import (
+    METADATA,
+    Float,
+    Int,
+    Kernel,
+    Launch,
+    Plan,
+    Port,
+    Scratch,
+    Shaped,
+    Variant,
+    Weight,
+    read_plan,
+)
+from tests.runtime.host_device import SIGNATURES, HostDevice
+
+PORTS = [p.name for p in (*SIGNATURES["vision"].inputs, *SIGNATURES["vision"].outputs)]
+SHAPES = {name: (2, 3) for name in PORTS}
+LAUNCH = Launch(
+    "layer",
+    (Variant(0, (3, 2, 1)),),
+    (Port("images", 8), Weight("w"), Scratch(256, 64), Int(7), Float(0.5)),
+)
+PLAN = Plan("vision", "9.0", (Kernel("code", "entry", 1000, 128),), (Shaped(SHAPES, (LAUNCH,), 320),))
+TENSORS = {"w": np.arange(64, dtype=np.float32), "code": np.frombuffer(b"code".ljust(256, b"\0"), np.uint8)}
+
+
+class LaunchingDevice(HostDevice):
+    """Takes note of what it is to launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[tuple[Any, ...]] = []
+
+    def load_module(self, image: Any) -> int:
+        assert image.tobytes().rstrip(b"\0") == b"code"
+        return self._handle([])
+
+    def unload_module(self, module: int) -> None:
+        del self.handles[module]
+
+    def find_kernel(self, module: int, entry: str, shared: int) -> int:
+        assert (entry, shared) == ("entry", 1000)
+        return 99
+
+    def launch_kernel(self, *launch: Any) -> None:
+        self.launched.append(launch)
+
+
+@pytest.fixture(autouse=True)
+def chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "compute_capability", lambda: "9.0")
+
+
+def save(folder: Path, plan: Plan = PLAN, tensors: Any = TENSORS) -> Path:
+    path = folder / "vision.plan"
+    save_file(tensors, path, {METADATA: msgspec.json.encode(plan).decode()})
+    return path
+
+
+def test_arguments_are_addresses_and_numbers(tmp_path: Path) -> None:
+    device = LaunchingDevice()
+    program = PlanProgram({"vision": save(tmp_path)}, SIGNATURES, device)
+    program.bind("vision", SHAPES, 5)({name: 1 << 20 for name in PORTS}, stream=5)
+    [(kernel, grid, threads, shared, (values, types), stream)] = device.launched
+    assert (kernel, grid, threads, shared, stream) == (99, (3, 2, 1), 128, 1000, 5)
+    pointer = ctypes.c_void_p
+    assert types == (pointer, pointer, pointer, ctypes.c_int32, ctypes.c_float, pointer, pointer)
+    port, weight, scratch, *numbers = values
+    assert port == (1 << 20) + 8 and numbers == [7, 0.5, 0, 0]
+    held = {address: array.nbytes for address, array in device.memory.items()}
+    assert scratch - 256 in held and held[scratch - 256] == 320
+    assert np.array_equal(
+        np.frombuffer((ctypes.c_char * 256).from_address(int(weight)), np.float32), TENSORS["w"]
+    )
+    program.close()
+    assert device.leaks == 0
+
+
+def test_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
+    program = PlanProgram({"vision": save(tmp_path)}, SIGNATURES, LaunchingDevice())
+    with pytest.raises(EngineError, match=r"shapes .* found, one of .* expected"):
+        program.bind("vision", SHAPES | {"images": (1,)}, 0)
+    with pytest.raises(EngineError, match=r"networks \['vision'\] found"):
+        program.bind("denoise", SHAPES, 0)
+
+
+def test_another_chips_plan(tmp_path: Path) -> None:
+    device = LaunchingDevice()
+    with pytest.raises(EngineError, match=r"compute capability 11\.0 found, 9\.0 expected"):
+        PlanProgram(
+            {"vision": save(tmp_path, replace(PLAN, compute_capability="11.0"))},
+            SIGNATURES,
+            device,
+        )
+    assert device.leaks == 0
+
+
+def test_another_components_plan(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"a plan of denoise found, vision expected"):
+        PlanProgram(
+            {"vision": save(tmp_path, replace(PLAN, component="denoise"))},
+            SIGNATURES,
+            LaunchingDevice(),
+        )
+
+
+def test_a_device_that_refuses_keeps_nothing(tmp_path: Path) -> None:
+    for call in ("alloc", "upload"):
+        device = LaunchingDevice()
+        device.fail_on = call
+        with pytest.raises(EngineError, match="on purpose"):
+            PlanProgram({"vision": save(tmp_path)}, SIGNATURES, device)
+        assert device.leaks == 0
+
+
+def test_files_that_are_no_plans(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    whole = path.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    for damaged, message in (
+        (b"", "error"),
+        (whole[:100], "Error"),
+        (whole[:-1], r"bytes, \d+ expected"),
+        (whole + b"\0", r"bytes, \d+ expected"),
+        (b"\xff" * 8 + whole[8:], "a header of"),
+        (whole[:8] + b"[" + whole[9:], "Error"),
+        (_with_header({**header, "__metadata__": {}}), "KeyError: 'plan'"),
+        (_with_header({**header, "__metadata__": {"plan": "{}"}}), "missing required field"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(EngineError, match=rf"(?s)vision\.plan: .*{message}.*a kernel plan expected"):
+            read_plan(path)
+    with pytest.raises(EngineError, match="a kernel plan expected"):
+        read_plan(tmp_path / "none.plan")
+
+
+def _with_header(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(512)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arguments": (Weight("none"),)}, "weight 'none' missing"),
+        ({"arguments": (Port("none"),)}, "port 'none' missing"),
+        ({"arguments": (Scratch(256, 65),)}, "65 bytes at 256 outside the arena"),
+        ({"arguments": (Scratch(-8, 8),)}, "outside the arena"),
+        ({"variants": (Variant(1, (1, 1, 1)),)}, "no kernel of the plan"),
+        ({"variants": ()}, "no kernel of the plan"),
+    ],
+)
+def test_contradictions(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    shaped = replace(PLAN.shaped[0], launches=(replace(LAUNCH, **change),))
+    with pytest.raises(EngineError, match=message):
+        read_plan(save(tmp_path, replace(PLAN, shaped=(shaped,))))
+
+
+def test_machine_code_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no machine code 'code'"):
+        read_plan(save(tmp_path, tensors={"w": TENSORS["w"]}))
+
+
+def test_a_weight_that_is_misplaced(tmp_path: Path) -> None:
+    tensors = {"w": TENSORS["w"], "a": np.zeros(1, np.float32), "code": TENSORS["code"]}
+    with pytest.raises(EngineError, match="weight 'w' missing or misplaced"):
+        read_plan(save(tmp_path, tensors=tensors))
