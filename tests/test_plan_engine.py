@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.engine.plan.arena import Life, place
-from export.engine.plan.builder import Specialization
-from export.engine.plan.compile import Binary, Chip
+from export.kernels.compile import Binary, Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
 
@@ -77,7 +76,7 @@ def test_a_component_is_built_for_a_chip_that_is_not_here(
     copied_workspace: Path, target: str, instructions: set[str]
 ) -> None:
     change_params(copied_workspace, targets=["cpu-ort", target])
-    run_stage(copied_workspace, "export.engine", target, "prefill")
+    run_stage(copied_workspace, "export.engine.__main__", target, "prefill")
     folder = copied_workspace / "artifacts" / "engine" / target / "prefill"
     record = json.loads((folder / "engine.json").read_text())
     assert record["file"] == "prefill.plan" and record["layers"] == {"fp8": 9}

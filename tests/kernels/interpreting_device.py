@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.engine.plan.builder import TYPES, Specialization
-from export.engine.plan.compile import KERNELS, Binary
+from export.engine.plan.builder import TYPES
+from export.kernels.compile import KERNELS, Binary, Specialization
 from pi05_runtime.engines.driver import Bytes
 from tests.runtime.host_device import HostDevice
 

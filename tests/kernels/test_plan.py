@@ -7,8 +7,8 @@ import pytest
 
 from export.component import component_signatures
 from export.engine.plan import describe, write
-from export.engine.plan.builder import Specialization
 from export.engine.plan.source import Source
+from export.kernels.compile import Specialization
 from export.params import load_params
 from pi05_runtime.engines import plan as plan_module
 from pi05_runtime.engines.graph_engine import GraphEngine

@@ -20,10 +20,10 @@ from export.checkpoint.canonical import read_description
 from export.component import component_signatures
 from export.engine import EngineRecord
 from export.engine.plan import components
-from export.engine.plan.builder import Builder, Call, Specialization, padded
-from export.engine.plan.compile import Binary, Chip, Refused, compile_kernels
+from export.engine.plan.builder import Builder, Call, padded
 from export.engine.plan.report import tabulate
 from export.engine.plan.source import Source
+from export.kernels.compile import Binary, Chip, Refused, Specialization, compile_kernels
 from export.params import Params
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import fixed_shape

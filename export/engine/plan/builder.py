@@ -14,6 +14,7 @@ from torch import Tensor
 
 from export.engine.plan.arena import Life, place
 from export.engine.plan.tiles import Tiles
+from export.kernels.compile import Specialization
 from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Weight
 
 TYPES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv", torch.float32: "fp32", torch.int32: "i32"}
@@ -51,18 +52,6 @@ class Result(Value):
 
 
 Operand = Value | int | float | None
-
-
-@dataclass(frozen=True)
-class Specialization:
-    """What a binary is compiled from. signature: argument -> Triton's type, or "constexpr". constants: what
-    argument of that kind is, None too."""
-
-    kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, int | str | None], ...]
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True)

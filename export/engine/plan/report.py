@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from export.engine.plan.builder import Call, Specialization
-from export.engine.plan.compile import Binary, Refused
+from export.engine.plan.builder import Call
+from export.kernels.compile import Binary, Refused, Specialization
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

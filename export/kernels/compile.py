@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from export.engine.plan.builder import Specialization
 from export.stage import progress
 from pi05_runtime.errors import EngineError
 
@@ -45,6 +44,18 @@ KERNELS = {
     "skinny": "skinny",
 }
 """Kernel -> its module in export/kernels."""
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """What a binary is compiled from. signature: argument -> Triton's type, or "constexpr". constants: what
+    argument of that kind is, None too."""
+
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int | str | None], ...]
+    warps: int
+    stages: int
 
 
 class Binary(msgspec.Struct, frozen=True):
@@ -102,7 +113,7 @@ def compile_kernels(chip: Chip, wanted: Collection[Specialization]) -> dict[Spec
 
 
 def _prepare() -> None:
-    """Each process compiles: none interprets, whatever a test's own process does."""
+    """Before any kernel is imported: this process compiles, whatever a test's own process does."""
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 
