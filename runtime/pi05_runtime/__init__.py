@@ -19,7 +19,7 @@ def load(
     """Verifies the bundle at `path` and loads its engines for `target`.
 
     steps: Euler steps of the flow, one of the manifest's `steps`; None takes its default. engines: a
-    folder that `pi05 rebuild` made of this bundle, in place of the bundle's own engines.
+    folder that `pi05 rebuild` or `pi05 tune` made of this bundle.
     Errors: BundleError for files that are not what the manifest names, TargetError for a target that
     the bundle or this machine does not have, EngineError if an engine does not load.
     """

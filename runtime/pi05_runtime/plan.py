@@ -79,6 +79,11 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     variants: tuple[Variant, ...]
     arguments: tuple[Argument, ...]
 
+    @property
+    def group(self) -> str:
+        """What launches have in common that a measurement of one tells about all: kernels and grids."""
+        return " ".join(f"{v.kernel}@{'x'.join(map(str, v.grid))}" for v in self.variants)
+
 
 class Shaped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The launches at one set of shapes. shapes: of all ports. arena: bytes."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.preprocess.normalize import unnormalize_actions
 from pi05_runtime.rebuilt import AGAIN, read_rebuilt
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
+from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
+from pi05_runtime.tuned import read_tuned
 from pi05_runtime.verify import target_files, verify
 
 
@@ -42,7 +45,7 @@ class Policy:
     def load(cls, path: Path, target: str, steps: int | None = None, engines: Path | None = None) -> "Policy":
         """See pi05_runtime.load."""
         manifest = read_manifest(path)
-        if engines is not None:
+        if engines is not None and find_target(target).engine != "plan":
             rebuilt = read_rebuilt(engines, path, manifest, target)
             check_runtime(target, rebuilt.lock)
             verify(engines, rebuilt.files, rebuilt.files, AGAIN)
@@ -51,7 +54,8 @@ class Policy:
         entry = target_files(manifest, target)
         check_runtime(target, entry.lock)
         verify(path, manifest.files, entry.files)
-        return cls.open(path, manifest, target, entry.engines, path, steps)
+        choices = {} if engines is None else read_tuned(engines, path, target).choices
+        return cls.open(path, manifest, target, entry.engines, path, steps, choices)
 
     @classmethod
     def open(
@@ -62,8 +66,10 @@ class Policy:
         engines: Mapping[str, EngineFile],
         folder: Path,
         steps: int | None = None,
+        choices: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
     ) -> "Policy":
-        """Loads what has been verified. engines: network -> file, relative to `folder`. Errors as `load`."""
+        """Loads what has been verified. engines: network -> file, relative to `folder`. choices: of a kernel
+        plan's variants. Errors as `load`."""
         geometry, interface = manifest.geometry, manifest.interface
         steps = manifest.default_steps if steps is None else steps
         schedule = _read_schedule(path, manifest, steps)
@@ -74,7 +80,7 @@ class Policy:
         ports = signatures(geometry, len(interface.cameras), interface.horizon)
         files = {network: folder / engine.file for network, engine in engines.items()}
         recipes = frozenset(recipe for engine in engines.values() for recipe in engine.recipes.values())
-        return cls(path, manifest, preprocess, open_engine(target, files, ports), recipes, schedule)
+        return cls(path, manifest, preprocess, open_engine(target, files, ports, choices), recipes, schedule)
 
     def close(self) -> None:
         """Gives back what the engines hold of the device. The policy cannot act afterwards."""

@@ -111,9 +111,8 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
         mixed = activations(b, s.linear(f"{layer}.o"), rows, p.heads * p.head_dim)
         one = {"q_row": p.head_dim, "k_row": p.head_dim, "out_row": p.head_dim}
         none = dict.fromkeys(("q_head", "q_batch", "k_head", "k_batch", "out_head", "out_batch"), 0)
-        own = heads.operands
         attention(
-            b, f"{layer}.attention", own["out"], own["keys"], own["values"], mixed, s.linear(f"{layer}.o"),
+            b, f"{layer}.attention", heads.queried, heads.keys, heads.values, mixed, s.linear(f"{layer}.o"),
             rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=one | none, length=length,
         )  # fmt: skip
         after = b.result(BF16, rows, p.width)

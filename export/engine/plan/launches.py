@@ -1,11 +1,13 @@
 """The kinds of launch that a pi0.5 is made of: each fills in one kernel's arguments from what a layer is."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from export.engine.plan.builder import Builder, Result, Value
+from export.engine.plan.builder import Builder, Operand, Result, Value
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
 from export.engine.plan.tiles import (
     attention_tiles,
@@ -39,22 +41,18 @@ def inverse(layer: Linear | None) -> float:
     return 1.0 if layer is None or layer.input_scale is None else 1 / layer.input_scale
 
 
-def _scale(layer: Linear) -> float:
-    return layer.scale * (layer.input_scale or 1.0)
-
-
+@dataclass(frozen=True)
 class Heads:
-    """A fused q/k/v matrix: queries, then a key and a value head of `dim`. queries is 0 where only the latter
-    are left."""
+    """A fused q/k/v matrix, and where its parts go: `queries` heads of `dim` rotated to `queried`, and one
+    head of keys and of values. queries is 0 where only the latter are left."""
 
-    def __init__(
-        self, queries: int, dim: int, queried: Value, keys: Value, values: Value, cos: Value, sin: Value
-    ):
-        self.queries, self.dim = queries, dim
-        self.operands = {"out": queried, "keys": keys, "values": values, "cos": cos, "sin": sin}
-
-    def weight(self, layer: Linear) -> torch.Tensor:
-        return interleave_halves(layer.weight, self.queries + 1, self.dim)
+    queries: int
+    dim: int
+    queried: Value
+    keys: Value
+    values: Value
+    cos: Value
+    sin: Value
 
 
 def matmul(
@@ -74,30 +72,14 @@ def matmul(
     """x [rows, in] through the layer `name`. out: its result, for the layer `following` if that reads codes;
     with `heads` three results, rotated. length: rows that count."""
     layer = source.linear(name)
-    n, k = layer.weight.shape
-    arrange = partial(_arrange, layer, epilogue, heads)
-    operands = {
-        "a": x,
-        "w": b.weight(name, arrange),
-        "out": out,
-        "bias": b.weight(f"{name}.bias", lambda: source.tensor(f"{name}.bias"))
-        if f"{name}.bias" in source
-        else None,
-        "residual": residual,
-        "length": length,
-        "M": rows,
-        "scale": _scale(layer),
-        "inverse_scale": inverse(following),
-    }
-    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": epilogue}
-    if heads:
-        operands |= heads.operands
-        constants |= {"HEADS": heads.queries, "D": heads.dim, "EPILOGUE": "rope"}
+    n, _ = layer.weight.shape
     b.launch(
         name,
         matmul_kernels.matmul,
-        operands,
-        constants,
+        _operands(b, source, name, layer, x, rows, epilogue, heads)
+        | {"out": out, "residual": residual, "length": length, "inverse_scale": inverse(following)}
+        | _destinations(heads),
+        _constants(layer, epilogue, heads),
         tuple(matmul_tiles(n, layer.fp8, heads.dim if heads else None)),
         lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]),),
     )
@@ -123,51 +105,83 @@ def skinny(
     """As `matmul`, for the few rows of an action chunk; modulation: of the adaRMS norm before it."""
     layer = source.linear(name)
     n, k = layer.weight.shape
-    operands = {
-        "a": x,
-        "w": b.weight(name, partial(_arrange, layer, epilogue, heads)),
-        "out": out,
-        "bias": b.weight(f"{name}.bias", lambda: source.tensor(f"{name}.bias"))
-        if f"{name}.bias" in source
-        else None,
-        "residual": residual,
-        "modulation": modulation,
-        "gate": gate,
-        "length": length,
-        "dt": dt,
-        "M": rows,
-        "scale": _scale(layer),
-        "a_inverse_scale": inverse(layer),
-        "inverse_scale": inverse(following),
-    }
-    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": epilogue}
-    if heads:
-        operands |= heads.operands
-        constants |= {"HEADS": heads.queries, "D": heads.dim, "EPILOGUE": "rope"}
     b.launch(
         name,
         skinny_kernels.skinny,
-        operands,
-        constants,
+        _operands(b, source, name, layer, x, rows, epilogue, heads)
+        | {
+            "out": out,
+            "residual": residual,
+            "modulation": modulation,
+            "gate": gate,
+            "length": length,
+            "dt": dt,
+        }
+        | {"a_inverse_scale": inverse(layer), "inverse_scale": inverse(following)}
+        | _destinations(heads),
+        _constants(layer, epilogue, heads),
         tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
         lambda t: (ceil(n, t["BN"]),),
     )
+
+
+def _operands(
+    b: Builder,
+    source: Source,
+    name: str,
+    layer: Linear,
+    x: Value,
+    rows: int,
+    epilogue: str,
+    heads: Heads | None,
+) -> dict[str, Operand]:
+    """What every product has."""
+    return {
+        "a": x,
+        "w": b.weight(name, partial(_arranged, layer, epilogue, heads)),
+        "bias": optional(b, source, f"{name}.bias"),
+        "M": rows,
+        "scale": layer.scale * (layer.input_scale or 1.0),
+    }
+
+
+def _destinations(heads: Heads | None) -> dict[str, Operand]:
+    if heads is None:
+        return {}
+    places = {"out": heads.queried, "keys": heads.keys, "values": heads.values}
+    return {**places, "cos": heads.cos, "sin": heads.sin}
+
+
+def _constants(layer: Linear, epilogue: str, heads: Heads | None) -> dict[str, int | str]:
+    n, k = layer.weight.shape
+    if heads:
+        return {"N": n, "K": k, "HEADS": heads.queries, "D": heads.dim, "EPILOGUE": "rope"}
+    return {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": epilogue}
+
+
+def _arranged(layer: Linear, epilogue: str, heads: Heads | None) -> Tensor:
+    """The weight with its columns where the epilogue wants them."""
+    if heads:
+        return interleave_halves(layer.weight, heads.queries + 1, heads.dim)
+    return interleave_pair(layer.weight) if epilogue == "geglu" else layer.weight
+
+
+def optional(b: Builder, source: Source, name: str) -> Value | None:
+    """A tensor of the component, if it has it."""
+    return b.weight(name, lambda: source.tensor(name)) if name in source else None
 
 
 def norm(
     b: Builder, source: Source, name: str, x: Value, rows: int, width: int, out: Value, following: Linear
 ) -> None:
     """LayerNorm where the component has weights of that name, RMS otherwise."""
-    weighted = f"{name}.weight" in source
     b.launch(
         name,
         norm_kernels.norm,
         {
             "x": x,
-            "weight": b.weight(f"{name}.weight", lambda: source.tensor(f"{name}.weight"))
-            if weighted
-            else None,
-            "bias": b.weight(f"{name}.bias", lambda: source.tensor(f"{name}.bias")) if weighted else None,
+            "weight": optional(b, source, f"{name}.weight"),
+            "bias": optional(b, source, f"{name}.bias"),
             "out": out,
             "inverse_scale": inverse(following),
         },
@@ -233,17 +247,17 @@ def decode_attention(
     """The chunk's queries over the cache and over its own keys."""
     choices = tuple(decode_attention_tiles(rows))
     splits, height = max(t["SPLITS"] for t in choices), choices[0]["BM"]
-    n, own = heads.queries, heads.operands
+    n = heads.queries
     counters = b.weight("counters", lambda: torch.zeros(n, dtype=torch.int32))
     b.launch(
         name,
         decode_kernels.decode_attention,
         {
-            "q": own["out"],
+            "q": heads.queried,
             "keys": keys,
             "values": values,
-            "own_keys": own["keys"],
-            "own_values": own["values"],
+            "own_keys": heads.keys,
+            "own_values": heads.values,
             "length": length,
             "out": out,
             "parts": b.result(torch.float32, n, splits, height, heads.dim),
@@ -258,9 +272,3 @@ def decode_attention(
         choices,
         lambda t: (n, t["SPLITS"]),
     )
-
-
-def _arrange(layer: Linear, epilogue: str, heads: Heads | None) -> torch.Tensor:
-    if heads:
-        return heads.weight(layer)
-    return interleave_pair(layer.weight) if epilogue == "geglu" else layer.weight

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pi05_runtime.cli import bundle, device, rebuild
+from pi05_runtime.cli import bundle, device, rebuild, tune
 from pi05_runtime.errors import Pi05Error
 from pi05_runtime.signals import ended_by_signals
 
@@ -15,6 +15,7 @@ def main() -> None:
     bundle.add_commands(commands)
     device.add_commands(commands)
     rebuild.add_commands(commands)
+    tune.add_commands(commands)
     arguments = parser.parse_args()
     try:
         with ended_by_signals():

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from pi05_runtime.build import BuildOptions
-from pi05_runtime.cli.commands import Commands, add_root, engine_lines
+from pi05_runtime.cli.commands import Commands, add_id_or_folder, engine_lines, names_a_folder
 from pi05_runtime.device import engines
-from pi05_runtime.errors import DeviceError
 from pi05_runtime.rebuild import reason_to_rebuild
 from pi05_runtime.rebuild import rebuild as rebuild_engines
 from pi05_runtime.rebuilt import Rebuilt
@@ -14,14 +13,10 @@ from pi05_runtime.rebuilt import Rebuilt
 
 def rebuild(arguments: argparse.Namespace) -> None:
     """Builds the engines again where the bundle's own do not fit this machine, and gates them."""
-    if (arguments.target is None) != (arguments.out is None):
-        raise DeviceError(
-            "one of --target and --out found, both expected for a folder, and neither for a pulled bundle"
-        )
-    if arguments.target is None:
-        _of_a_pulled_bundle(arguments)
-    else:
+    if names_a_folder(arguments):
         _of_a_folder(arguments)
+    else:
+        _of_a_pulled_bundle(arguments)
 
 
 def _of_a_pulled_bundle(arguments: argparse.Namespace) -> None:
@@ -55,10 +50,7 @@ def _print(folder: Path, record: Rebuilt) -> None:
 def add_commands(commands: Commands) -> None:
     text = "build a bundle's engines again, for this machine's TensorRT"
     sub = commands.add_parser("rebuild", help=text, description=text)
-    sub.add_argument("bundle", help="id of `pi05 status`; or a bundle folder, with --target and --out")
-    add_root(sub)
-    sub.add_argument("--target", help="of a folder: the target to build for")
-    sub.add_argument("--out", type=Path, help="of a folder: where the engines go")
+    add_id_or_folder(sub)
     sub.add_argument("--minutes", type=float, default=60, help="time limit of one attempt")
     sub.add_argument("--workspace", type=float, default=8, metavar="GIB", help="TensorRT's workspace")
     sub.set_defaults(command=rebuild)

@@ -13,12 +13,14 @@ from pi05_runtime import golden
 from pi05_runtime.build import BuildOptions
 from pi05_runtime.device.pull import fetch, signed_manifest
 from pi05_runtime.device.slots import require_state
-from pi05_runtime.device.store import Store
+from pi05_runtime.device.store import Record, Store
 from pi05_runtime.errors import Pi05Error
 from pi05_runtime.manifest import build_files, shared_files
 from pi05_runtime.rebuild import reason_to_rebuild
 from pi05_runtime.rebuild import rebuild as rebuild_engines
 from pi05_runtime.rebuilt import Rebuilt
+from pi05_runtime.tuned import Tuned
+from pi05_runtime.tuned import tune as tune_bundle
 
 
 def reason(store: Store, id: str) -> str | None:
@@ -51,12 +53,30 @@ def rebuild(store: Store, id: str, options: BuildOptions) -> tuple[Path, Rebuilt
         manifest = signed_manifest(store, id)
         names = build_files(manifest, record.target) | shared_files(manifest)
         fetch(store, record, {name: manifest.files[name] for name in sorted(names)})
-        switched = msgspec.structs.replace(
-            record, state="verified", engines=f"{id}-{record.target}-{uuid.uuid4().hex[:8]}"
-        )
-        folder = store.engines / str(switched.engines)
+        switched, folder = _switched(store, record)
         timing_cache = str(store.engines / f"{record.target}.timing")
         options = msgspec.structs.replace(options, timing_cache=timing_cache)
         rebuilt = rebuild_engines(store.bundle(id), record.target, folder, options)
         store.write_record(switched)
     return folder, rebuilt
+
+
+def tune(store: Store, id: str) -> tuple[Path, Tuned]:
+    """Measures the bundle's kernel plans on this device. As `rebuild` otherwise.
+
+    Errors: those of `pi05_runtime.tuned.tune`; the record and an older choice stay.
+    """
+    with store.working():
+        record = store.record(id)
+        require_state(record, "verified")
+        signed_manifest(store, id)
+        switched, folder = _switched(store, record)
+        tuned = tune_bundle(store.bundle(id), record.target, folder)
+        store.write_record(switched)
+    return folder, tuned
+
+
+def _switched(store: Store, record: Record) -> tuple[Record, Path]:
+    """The record once there are new engines, and the folder that they are to be made in."""
+    name = f"{record.id}-{record.target}-{uuid.uuid4().hex[:8]}"
+    return msgspec.structs.replace(record, state="verified", engines=name), store.engines / name

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -49,10 +50,16 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
+def open_engine(
+    target: str,
+    files: Mapping[str, Path],
+    signatures: Mapping[str, Signature],
+    choices: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> Engine:
     """Loads verified engine files (component, or `prefix` -> path).
 
-    signatures: of all components and of `prefix`. Errors: TargetError, EngineError.
+    signatures: of all components and of `prefix`. choices: of a kernel plan's variants, network -> group of
+    launches -> variant. Errors: TargetError, EngineError.
     """
     kind = find_target(target).engine
     if kind == "ort":
@@ -66,7 +73,7 @@ def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str,
         if kind == "plan":
             from pi05_runtime.engines.plan import PlanProgram
 
-            return PlanProgram(files, signatures, device)
+            return PlanProgram(files, signatures, device, choices)
         from pi05_runtime.engines.tensorrt import TensorRTProgram
 
         return TensorRTProgram(kind, files, signatures, device)

@@ -184,6 +184,11 @@ class CudaDevice:
     def close(self) -> None:
         self._call("cuDevicePrimaryCtxRelease", self._ordinal)
 
+    @property
+    def name(self) -> str:
+        """Of the GPU, as its driver has it."""
+        return self._call("cuDeviceGetName", 96, self._ordinal).decode().rstrip("\0")
+
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""
         free, _ = self._call("cuMemGetInfo")

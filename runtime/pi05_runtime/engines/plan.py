@@ -4,9 +4,10 @@ All plans share one arena, because the one stream that they are launched on runs
 """
 
 import ctypes
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,28 @@ from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.plan import Float, Int, Launch, Plan, PlanFile, Port, Scratch, Shaped, Weight, read_plan
 
+Choices = Mapping[str, Mapping[str, int]]
+"""Network -> group of launches -> variant."""
 _SCRATCH = 2
-"""Pointers that Triton's kernels take behind their own arguments, for scratch memory that ours do not need.
-"""
+"""Pointers behind a Triton kernel's own arguments, for scratch memory that ours do not need."""
 
 
 class PlanProgram:
     """A Program of one plan a network."""
 
     def __init__(
-        self, files: Mapping[str, Path], signatures: Mapping[str, Signature], device: Device
+        self,
+        files: Mapping[str, Path],
+        signatures: Mapping[str, Signature],
+        device: Device,
+        choices: Choices = MappingProxyType({}),
     ) -> None:
-        """Brings weights and machine code to the device. Errors: EngineError for a file that is not that
-        network's plan, or that is another chip's."""
-        self._device = device
+        """Brings weights and machine code to the device. choices: of variants, where not the first is wanted.
+
+        Errors: EngineError for a file that is not that network's plan or another chip's, or a choice that it
+        does not have.
+        """
+        self._device, self._choices = device, choices
         self._held = ExitStack()
         self._plans: dict[str, _Loaded] = {}
         with ExitStack() as held:
@@ -55,11 +64,22 @@ class PlanProgram:
         loaded = self._plans[network]
         for shaped in loaded.plan.shaped:
             if shaped.shapes == dict(shapes):
-                return PlanLaunch(self._device, loaded, shaped, self._arena)
+                chosen = self._choices.get(network, {})
+                steps = [_Step(loaded, la, chosen.get(la.group, 0), self._arena) for la in shaped.launches]
+                return PlanLaunch(self._device, steps)
         raise EngineError(
             f"{network}: shapes {dict(shapes)} found, one of {[s.shapes for s in loaded.plan.shaped]} "
             "expected; use a prompt bucket of the bundle's manifest"
         )
+
+    def shaped(self, network: str) -> tuple[Shaped, ...]:
+        """The network's launches, at each set of shapes."""
+        return self._plans[network].plan.shaped
+
+    def bind_launches(self, network: str, launches: Sequence[Launch], variant: int) -> "PlanLaunch":
+        """Some launches of a network alone, all in one variant: for a measurement."""
+        loaded = self._plans[network]
+        return PlanLaunch(self._device, [_Step(loaded, la, variant, self._arena) for la in launches])
 
     def close(self) -> None:
         self._plans.clear()
@@ -67,11 +87,13 @@ class PlanProgram:
 
 
 class PlanLaunch:
-    """A plan at fixed shapes. Its arguments are made once, but for the addresses of ports."""
+    """Launches at fixed shapes. Their arguments are made once, but for the addresses of ports."""
 
-    def __init__(self, device: Device, loaded: "_Loaded", shaped: Shaped, arena: int) -> None:
-        self._device = device
-        self._steps = [_Step(loaded, launch, arena) for launch in shaped.launches]
+    def __init__(self, device: Device, steps: Sequence["_Step"]) -> None:
+        self._device, self._steps = device, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
 
     def __call__(self, addresses: Mapping[str, int], stream: int) -> None:
         for step in self._steps:
@@ -84,8 +106,14 @@ class PlanLaunch:
 class _Step:
     """One launch, as the driver takes it."""
 
-    def __init__(self, loaded: "_Loaded", launch: Launch, arena: int) -> None:
-        variant = launch.variants[0]
+    def __init__(self, loaded: "_Loaded", launch: Launch, choice: int, arena: int) -> None:
+        """Errors: EngineError for a choice that the launch does not have."""
+        if not 0 <= choice < len(launch.variants):
+            raise EngineError(
+                f"{launch.name}: variant {choice} found, one of {len(launch.variants)} expected; run "
+                "`pi05 tune` again"
+            )
+        variant = launch.variants[choice]
         kernel = loaded.plan.kernels[variant.kernel]
         self.kernel, self.grid = loaded.kernels[variant.kernel], variant.grid
         self.threads, self.shared = kernel.threads, kernel.shared

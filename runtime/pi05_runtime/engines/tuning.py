@@ -1,0 +1,96 @@
+"""Measures the variants of a kernel plan's launches on this very device, which needs no compiler for it.
+
+Launches of the same kernels and shape, one a layer, are measured together and in their order: each then reads
+its own layer's weights, as in a decision, and not what the last one left in the cache.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+
+import numpy as np
+from tqdm import tqdm
+
+from pi05_runtime.engines.buffers import byte_size, encode
+from pi05_runtime.engines.driver import Device
+from pi05_runtime.engines.graph import capture
+from pi05_runtime.engines.plan import PlanLaunch, PlanProgram
+from pi05_runtime.geometry import Signature
+from pi05_runtime.plan import Launch, Shaped
+
+WARM_UP, REPEATS = 5, 25
+LAUNCHES = 200
+"""In one graph, so that launching it counts for little."""
+
+
+def tune(
+    device: Device, program: PlanProgram, signatures: Mapping[str, Signature]
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Network -> group of launches -> milliseconds of one pass over the group, for each variant.
+
+    Errors: EngineError.
+    """
+    stream = device.create_stream()
+    times: dict[str, dict[str, tuple[float, ...]]] = {}
+    try:
+        for network in program.networks:
+            times[network] = {}
+            for shaped in program.shaped(network):
+                with ExitStack() as held:
+                    addresses = _ports(device, signatures[network], shaped, stream, held)
+                    groups = _groups(shaped)
+                    for group, launches in tqdm(groups.items(), desc=f"tune {network}", unit="group"):
+                        times[network][group] = tuple(
+                            _measure(
+                                device, program.bind_launches(network, launches, variant), addresses, stream
+                            )
+                            for variant in range(len(launches[0].variants))
+                        )
+    finally:
+        device.destroy_stream(stream)
+    return times
+
+
+def _groups(shaped: Shaped) -> dict[str, list[Launch]]:
+    """Launches with a choice, by what they have in common."""
+    groups: dict[str, list[Launch]] = {}
+    for launch in shaped.launches:
+        if len(launch.variants) > 1:
+            groups.setdefault(launch.group, []).append(launch)
+    return groups
+
+
+def _ports(
+    device: Device, signature: Signature, shaped: Shaped, stream: int, held: ExitStack
+) -> dict[str, int]:
+    """Memory for every port: zeros, but for a prefix without padding, which takes longest."""
+    addresses: dict[str, int] = {}
+    for port in (*signature.inputs, *signature.outputs):
+        shape = shaped.shapes[port.name]
+        values = np.zeros(shape, np.int32 if port.dtype == "int32" else np.float32)
+        if port.name == "prefix_length":
+            values += shaped.shapes["keys"][1]
+        addresses[port.name] = device.alloc(byte_size(port, shape))
+        held.callback(device.free, addresses[port.name])
+        device.upload(addresses[port.name], encode(port, shape, values), stream)
+        device.synchronize(stream)
+    return addresses
+
+
+def _measure(device: Device, launch: PlanLaunch, addresses: Mapping[str, int], stream: int) -> float:
+    """Milliseconds of one pass, the median of many."""
+    passes = max(LAUNCHES // len(launch), 1)
+
+    def enqueue(stream: int) -> None:
+        for _ in range(passes):
+            launch(addresses, stream)
+
+    times: list[float] = []
+    with closing(capture(device, stream, enqueue, "a measurement")) as graph:
+        for _ in range(WARM_UP + REPEATS):
+            start = time.perf_counter()
+            graph.launch(stream)
+            device.synchronize(stream)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:]) / passes * 1e3
