@@ -41,6 +41,7 @@ KERNELS = {
     "matmul": "matmul",
     "norm": "norm",
     "patch_embedding": "embed",
+    "resize": "resize",
     "skinny": "skinny",
 }
 """Kernel -> its module in export/kernels."""

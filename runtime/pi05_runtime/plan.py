@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pi05_runtime.errors import EngineError
+from pi05_runtime.interface import Convention
 
 METADATA = "plan"
 """Key of the plan in the file's metadata."""
@@ -93,13 +94,22 @@ class Shaped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arena: int
 
 
+class Staging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How camera frames come into the model's square of `size`. kernel: index into the plan's kernels."""
+
+    kernel: int
+    size: int
+    convention: Convention
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """compute_capability: of the only chip that it runs on, as "9.0"."""
+    """compute_capability: of the only chip that it runs on, as "9.0". staging: vision's."""
 
     component: str
     compute_capability: str
     kernels: tuple[Kernel, ...]
     shaped: tuple[Shaped, ...]
+    staging: Staging | None = None
 
 
 class PlanFile(msgspec.Struct, frozen=True):
@@ -148,6 +158,8 @@ def _contradiction(file: PlanFile) -> str | None:
     for kernel in plan.kernels:
         if kernel.image not in places:
             return f"no machine code {kernel.image!r}"
+    if plan.staging and not 0 <= plan.staging.kernel < len(plan.kernels):
+        return "staging: no kernel of the plan"
     for shaped in plan.shaped:
         for launch in shaped.launches:
             if not launch.variants or any(not 0 <= v.kernel < len(plan.kernels) for v in launch.variants):

@@ -74,13 +74,19 @@ class Policy:
         steps = manifest.default_steps if steps is None else steps
         schedule = _read_schedule(path, manifest, steps)
         table = TokenEmbedding(path / manifest.token_embedding, geometry.vocabulary, geometry.prefix.width)
-        preprocess = Preprocessor(
-            geometry, interface, manifest.prompt_buckets, path / manifest.tokenizer, table
-        )
         ports = signatures(geometry, len(interface.cameras), interface.horizon)
         files = {network: folder / engine.file for network, engine in engines.items()}
         recipes = frozenset(recipe for engine in engines.values() for recipe in engine.recipes.values())
-        return cls(path, manifest, preprocess, open_engine(target, files, ports, choices), recipes, schedule)
+        engine = open_engine(target, files, ports, choices)
+        preprocess = Preprocessor(
+            geometry,
+            interface,
+            manifest.prompt_buckets,
+            path / manifest.tokenizer,
+            table,
+            keep_frames=engine.takes_frames,
+        )
+        return cls(path, manifest, preprocess, engine, recipes, schedule)
 
     def close(self) -> None:
         """Gives back what the engines hold of the device. The policy cannot act afterwards."""

@@ -111,6 +111,10 @@ class NvrtcProgram:
         self.on_launch: Callable[[str, int], None] = lambda network, stream: None
 
     @property
+    def stager(self) -> None:
+        return None
+
+    @property
     def networks(self) -> Collection[str]:
         return COMPONENTS
 

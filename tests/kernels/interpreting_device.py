@@ -13,7 +13,7 @@ from export.kernels.compile import KERNELS, Binary, Specialization
 from pi05_runtime.engines.driver import Bytes
 from tests.runtime.host_device import HostDevice
 
-ELEMENTS = {kind: dtype for dtype, kind in TYPES.items()}
+ELEMENTS = {kind: dtype for dtype, kind in TYPES.items()} | {"u8": torch.uint8}
 
 
 def stand_ins(wanted: Sequence[Specialization]) -> dict[Specialization, Binary]:

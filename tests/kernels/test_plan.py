@@ -1,25 +1,28 @@
 """A whole plan on a CPU: the pipeline's own layers as launches, interpreted, against its ONNX twin."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from export.component import component_signatures
-from export.engine.plan import describe, write
+from export.engine.plan import describe, kernels_of, write
 from export.engine.plan.source import Source
 from export.kernels.compile import Specialization
 from export.params import load_params
+from pi05_runtime import policy as policy_module
 from pi05_runtime.engines import plan as plan_module
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.engines.plan import PlanProgram
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.golden import cosine, observation
 from pi05_runtime.manifest import read_manifest
+from pi05_runtime.plan import read_plan
 from pi05_runtime.policy import Policy
 from tests.kernels.interpreting_device import InterpretingDevice, stand_ins
 
-CHIP = "9.0"
+CHIP, TARGET = "9.0", "sm90-plan"
 Plans = tuple[dict[str, Path], list[Specialization]]
 
 
@@ -34,11 +37,17 @@ def plans(
         params = load_params()
         buckets = params.export.prompt_buckets
         described = {c: describe(c, Source(c, params.components[c].recipe), buckets) for c in COMPONENTS}
-        calls = [call for shapes in described.values() for one in shapes for call in one.builder.calls]
-        wanted = list(dict.fromkeys(s for call in calls for s, _ in call.variants))
+        wanted = list(dict.fromkeys(s for c, shapes in described.items() for s in kernels_of(c, shapes)))
         for component, shapes in described.items():
             write(out / f"{component}.plan", component, CHIP, shapes, stand_ins(wanted))
         yield {c: out / f"{c}.plan" for c in described}, wanted
+
+
+def fewest_programs(file: Path) -> dict[str, int]:
+    """The variants that are soonest interpreted."""
+    launches = [launch for shaped in read_plan(file).plan.shaped for launch in shaped.launches]
+    programs = {la.group: [math.prod(variant.grid) for variant in la.variants] for la in launches}
+    return {group: found.index(min(found)) for group, found in programs.items()}
 
 
 def test_a_decision_equals_the_twin(plans, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,13 +55,18 @@ def test_a_decision_equals_the_twin(plans, workspace: Path, monkeypatch: pytest.
     monkeypatch.setattr(plan_module, "compute_capability", lambda: CHIP)
     signatures = component_signatures()
     device = InterpretingDevice(wanted)
-    engine = GraphEngine(device, PlanProgram(files, signatures, device), signatures)
+    choices = {c: fewest_programs(file) for c, file in files.items()}
+    engine = GraphEngine(device, PlanProgram(files, signatures, device, choices), signatures)
     bundle = workspace / "artifacts" / "bundle"
     manifest = read_manifest(bundle)
     sample, _ = observation(bundle, manifest.golden.file, manifest.golden.prompt)
     with Policy.load(bundle, "cpu-ort", steps=1) as policy:
         expected, _ = policy.decide(sample)
-        policy.engine = engine
+    monkeypatch.setattr(policy_module, "open_engine", lambda *_: engine)
+    with Policy.open(
+        bundle, manifest, TARGET, manifest.targets["cpu-ort"].engines, bundle, steps=1
+    ) as policy:
         found, _ = policy.decide(sample)
     assert cosine(found.actions, expected.actions) > 0.999
+    assert device.launched.count("resize") == 4  # two views, as warm-up and replayed
     assert device.leaks == 0

@@ -179,6 +179,10 @@ class HostProgram:
     def networks(self) -> list[str]:
         return list(self.functions)
 
+    @property
+    def stager(self) -> None:
+        return None
+
     def bind(
         self, network: str, shapes: Mapping[str, tuple[int, ...]], stream: int
     ) -> Callable[[Mapping[str, int], int], None]:

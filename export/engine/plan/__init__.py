@@ -23,12 +23,14 @@ from export.engine.plan import components
 from export.engine.plan.builder import Builder, Call, padded
 from export.engine.plan.report import tabulate
 from export.engine.plan.source import Source
+from export.engine.plan.tiles import power_of_two
+from export.kernels import resize
 from export.kernels.compile import Binary, Chip, Refused, Specialization, compile_kernels
 from export.params import Params
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import fixed_shape
 from pi05_runtime.lock import Lock
-from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Variant
+from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Staging, Variant
 from pi05_runtime.targets import find_target
 from pi05_runtime.verify import hash_file
 
@@ -42,9 +44,8 @@ def build(target: str, component: str, lock: Lock, params: Params, out: Path) ->
     recipe = params.recipes(target, component)[0]
     capability = find_target(target).compute_capability or ""
     described = describe(component, Source(component, recipe), params.export.prompt_buckets)
+    compiled = compile_kernels(Chip(int(capability.replace(".", ""))), kernels_of(component, described))
     calls = [call for one in described for call in one.builder.calls]
-    chip = Chip(int(capability.replace(".", "")))
-    compiled = compile_kernels(chip, dict.fromkeys(s for call in calls for s, _ in call.variants))
     report = tabulate(f"{target} {component}, {recipe}", calls, compiled)
     write_json(out / "kernels.json", report)
     (out / "kernels.md").write_text(report.markdown())
@@ -85,6 +86,26 @@ def describe(component: str, source: Source, buckets: Sequence[int]) -> list[Des
     return described
 
 
+def kernels_of(component: str, described: Sequence[Described]) -> list[Specialization]:
+    """All that a component may need compiled, each once."""
+    calls = [call for one in described for call in one.builder.calls]
+    staging = [stage_frames()] if component == "vision" else []
+    return list(dict.fromkeys([*(s for call in calls for s, _ in call.variants), *staging]))
+
+
+def stage_frames() -> Specialization:
+    """The kernel that brings camera frames into the policy's square."""
+    d = read_description()
+    size, rounded = d.geometry.vision.image_size, d.interface.image_convention == "openpi"
+    weights = "*i32" if rounded else "*fp32"
+    kinds = {"frame": "*u8", "out": "*fp32", "column_starts": "*i32", "row_starts": "*i32"}
+    kinds |= {"column_weights": weights, "row_weights": weights}
+    constants = {"SIZE": size, "BLOCK": power_of_two(size), "ROUNDED": int(rounded)}
+    names: list[str] = resize.resize.arg_names
+    signature = tuple((n, "constexpr" if n in constants else kinds.get(n, "i32")) for n in names)
+    return Specialization("resize", signature, tuple(constants.items()), warps=4, stages=1)
+
+
 def write(
     path: Path,
     component: str,
@@ -111,7 +132,14 @@ def write(
             for call, given in zip(one.builder.calls, arguments, strict=True)
         ]
         shaped.append(Shaped(one.shapes, tuple(launches), arena))
-    plan = Plan(component, capability, tuple(kernels), tuple(shaped))
+    staging = None
+    if component == "vision":
+        d, wanted = read_description(), stage_frames()
+        if isinstance(refused := compiled[wanted], Refused):
+            raise EngineError(f"staging of frames: {refused.reason}; report it")
+        size = d.geometry.vision.image_size
+        staging = Staging(places[wanted], size, d.interface.image_convention)
+    plan = Plan(component, capability, tuple(kernels), tuple(shaped), staging)
     save_file(tensors, path, {METADATA: msgspec.json.encode(plan).decode()})
 
 

@@ -29,6 +29,11 @@ class Decision:
 class Engine(Protocol):
     """The components of one bundle on one target."""
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether it wants camera frames as they are, and stages them itself."""
+        ...
+
     def run(self, component: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Floats]:
         """One component alone, as gates need it: arrays by port name, as its signature has them.
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pi05_runtime.engines import Decision, check_finite, no_cache
 from pi05_runtime.engines.buffers import byte_size, decode, encode
 from pi05_runtime.engines.driver import Bytes, Device
+from pi05_runtime.engines.frames import Frames, Sizes, Stager
 from pi05_runtime.engines.graph import Graph, capture
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import PREFIX, Signature, fixed_shape
@@ -26,6 +27,7 @@ from pi05_runtime.tables import Schedule
 from pi05_runtime.tensors import Floats
 
 Shapes = Mapping[str, tuple[int, ...]]
+DECISION_INPUTS = ("images", "prompt_embeddings", "prefix_length")
 ALIGNMENT = 256
 """Of every address a network is given, as of allocations; rows of the modulation table are padded to it."""
 
@@ -49,6 +51,11 @@ class Program(Protocol):
 
         Errors: EngineError for shapes that it was not compiled for.
         """
+        ...
+
+    @property
+    def stager(self) -> Stager | None:
+        """What brings camera frames into the model's square, if it can."""
         ...
 
     def close(self) -> None: ...
@@ -88,7 +95,8 @@ class GraphEngine:
         self._launches: dict[tuple[str, tuple[tuple[int, ...], ...]], Launch] = {}
         self._buckets: dict[int, _Bucket] = {}
         self._tables: dict[int, _Table] = {}
-        self._graphs: dict[tuple[str, int, int], Graph] = {}
+        self._frames: dict[Sizes, Frames] = {}
+        self._graphs: dict[tuple[str, int, int, Sizes], Graph] = {}
         self._resident: _Bucket | None = None
         self._closed = False
         self._stream = device.create_stream()
@@ -99,6 +107,10 @@ class GraphEngine:
         # A launch may hold memory of its program.
         self._held.callback(self._launches.clear)
         self._held.callback(self._buckets.clear)
+
+    @property
+    def takes_frames(self) -> bool:
+        return self._program.stager is not None
 
     def run(self, component: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Floats]:
         self._activate()
@@ -129,12 +141,13 @@ class GraphEngine:
         self._resident = None
         bucket, table = self._bucket(len(inputs.prompt_embeddings)), self._table(schedule)
         arrays = {
-            "images": inputs.images,
             "prompt_embeddings": inputs.prompt_embeddings,
             "prefix_length": np.asarray(inputs.prefix_length),
             "x": noise,
         }
-        decision = self._act("decision", bucket, table, arrays)
+        if not inputs.frames:
+            arrays["images"] = inputs.images
+        decision = self._act("decision", bucket, table, arrays, inputs.frames)
         # Captured now, because a controller that asks for it later must not wait.
         self._graph("denoise", bucket, table)
         self._resident = bucket
@@ -159,13 +172,22 @@ class GraphEngine:
         self._device.activate()
 
     def _act(
-        self, kind: str, bucket: _Bucket, table: _Table, arrays: Mapping[str, npt.NDArray[np.generic]]
+        self,
+        kind: str,
+        bucket: _Bucket,
+        table: _Table,
+        arrays: Mapping[str, npt.NDArray[np.generic]],
+        frames: tuple[npt.NDArray[np.uint8], ...] = (),
     ) -> Decision:
+        sizes: Sizes = tuple((len(frame), len(frame[0])) for frame in frames)
+        staging = self._staging(sizes)
         start = time.perf_counter()
+        if staging:
+            staging.fill(frames)
         for name, values in arrays.items():
             bucket.staging[name][:] = encode(self._ports[name], bucket.shapes[name], values)
         staged = time.perf_counter()
-        graph = self._graph(kind, bucket, table)
+        graph = self._graph(kind, bucket, table, sizes)
         captured = time.perf_counter()
         graph.launch(self._stream)
         self._device.synchronize(self._stream)
@@ -174,12 +196,26 @@ class GraphEngine:
         spent = staged - start + time.perf_counter() - captured
         return Decision(actions, {kind: spent * 1e3})
 
-    def _graph(self, kind: str, bucket: _Bucket, table: _Table) -> Graph:
+    def _staging(self, sizes: Sizes) -> Frames | None:
+        """What frames of these sizes need on the device; None for none."""
+        stager = self._program.stager
+        if not sizes or stager is None:
+            return None
+        if sizes not in self._frames:
+            with ExitStack() as held:
+                alloc = partial(self._alloc, held)
+                self._frames[sizes] = Frames(self._device, stager, sizes, self._stream, alloc, held)
+                self._held.callback(held.pop_all().close)
+        return self._frames[sizes]
+
+    def _graph(self, kind: str, bucket: _Bucket, table: _Table, sizes: Sizes = ()) -> Graph:
         """The captured sequence. A new one first runs directly, as warm-up, over what is staged."""
-        key = (kind, bucket.prompt, table.schedule.steps)
+        key = (kind, bucket.prompt, table.schedule.steps, sizes)
         if key not in self._graphs:
-            enqueue = {"decision": self._enqueue_decision, "denoise": self._enqueue_steps}[kind]
-            work = partial(enqueue, bucket, table)
+            if kind == "decision":
+                work = partial(self._enqueue_decision, bucket, table, self._staging(sizes))
+            else:
+                work = partial(self._enqueue_steps, bucket, table)
             work(self._stream)
             self._device.synchronize(self._stream)
             name = f"{kind} of {key[2]} steps at prompt bucket {bucket.prompt}"
@@ -188,8 +224,10 @@ class GraphEngine:
             self._graphs[key] = graph
         return self._graphs[key]
 
-    def _enqueue_decision(self, bucket: _Bucket, table: _Table, stream: int) -> None:
-        for name in ("images", "prompt_embeddings", "prefix_length"):
+    def _enqueue_decision(self, bucket: _Bucket, table: _Table, frames: Frames | None, stream: int) -> None:
+        if frames:
+            frames.enqueue(bucket.addresses["images"], stream)
+        for name in ("prompt_embeddings", "prefix_length") if frames else DECISION_INPUTS:
             self._device.upload(bucket.addresses[name], bucket.staging[name], stream)
         for network in self._prefix:
             addresses = {port: bucket.addresses[port] for port in self._shapes(network, bucket.prompt)}

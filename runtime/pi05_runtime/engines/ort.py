@@ -52,6 +52,10 @@ class OrtEngine:
             _check_signature(name, session, signatures[name])
         self._cache: Mapping[str, npt.NDArray[np.generic]] | None = None
 
+    @property
+    def takes_frames(self) -> bool:
+        return False
+
     def run(self, component: str, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Floats]:
         session = self._sessions[component]
         names = [output.name for output in session.get_outputs()]

@@ -13,10 +13,24 @@ from typing import Any
 import numpy as np
 
 from pi05_runtime.engines.driver import Device, compute_capability
+from pi05_runtime.engines.frames import View
 from pi05_runtime.engines.graph_engine import Shapes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
-from pi05_runtime.plan import Float, Int, Launch, Plan, PlanFile, Port, Scratch, Shaped, Weight, read_plan
+from pi05_runtime.interface import Convention
+from pi05_runtime.plan import (
+    Float,
+    Int,
+    Launch,
+    Plan,
+    PlanFile,
+    Port,
+    Scratch,
+    Shaped,
+    Staging,
+    Weight,
+    read_plan,
+)
 
 Choices = Mapping[str, Mapping[str, int]]
 """Network -> group of launches -> variant."""
@@ -56,6 +70,12 @@ class PlanProgram:
     @property
     def networks(self) -> Collection[str]:
         return self._plans.keys()
+
+    @property
+    def stager(self) -> "PlanStager | None":
+        """Of the network that has one, vision."""
+        staging = ((loaded, loaded.plan.staging) for loaded in self._plans.values())
+        return next((PlanStager(self._device, one, found) for one, found in staging if found), None)
 
     def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
         """Errors: EngineError for shapes that the plan was not made for."""
@@ -101,6 +121,34 @@ class PlanLaunch:
                 step.values[index] = addresses[port.name] + port.offset
             arguments = (tuple(step.values), step.types)
             self._device.launch_kernel(step.kernel, step.grid, step.threads, step.shared, arguments, stream)
+
+
+class PlanStager:
+    """One kernel, whose numbers come from the frames."""
+
+    def __init__(self, device: Device, loaded: "_Loaded", staging: Staging) -> None:
+        self.size = staging.size
+        self.convention: Convention = staging.convention
+        self._device, self._function = device, loaded.kernels[staging.kernel]
+        self._kernel = loaded.plan.kernels[staging.kernel]
+
+    def __call__(self, view: View, out: int, stream: int) -> None:
+        rows, columns = view.resampling.rows, view.resampling.columns
+        pointers = (view.frame, *view.tables, out)
+        numbers = (
+            view.height,
+            view.width,
+            view.resampling.top,
+            view.resampling.left,
+            rows.outputs,
+            columns.outputs,
+            columns.taps,
+            rows.taps,
+        )
+        types = [ctypes.c_void_p] * len(pointers) + [ctypes.c_int32] * len(numbers)
+        arguments = ((*pointers, *numbers, *[0] * _SCRATCH), (*types, *[ctypes.c_void_p] * _SCRATCH))
+        grid, kernel = (self.size, 3, 1), self._kernel
+        self._device.launch_kernel(self._function, grid, kernel.threads, kernel.shared, arguments, stream)
 
 
 class _Step:

@@ -85,6 +85,11 @@ class TensorRTProgram:
     def networks(self) -> Collection[str]:
         return self._engines.keys()
 
+    @property
+    def stager(self) -> None:
+        """TensorRT has no part in what comes before its engines."""
+        return None
+
     def bind(self, network: str, shapes: Shapes, stream: int) -> "TensorRTLaunch":
         """An execution context at these shapes. Errors: EngineError if no optimisation profile has them."""
         if network not in self._engines:

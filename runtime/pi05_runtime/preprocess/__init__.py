@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pi05_runtime.errors import ObservationError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface
-from pi05_runtime.preprocess.images import stage_images
+from pi05_runtime.preprocess.images import read_frames, stage_images
 from pi05_runtime.preprocess.normalize import normalize_state
 from pi05_runtime.preprocess.prompt import Prompter
 from pi05_runtime.tables import TokenEmbedding
@@ -25,12 +25,14 @@ from pi05_runtime.tensors import Floats
 @dataclass(frozen=True)
 class Inputs:
     """images float32 [views, 3, size, size] in [-1, 1]; token_ids int64 [tokens]; prompt_embeddings
-    float32 [bucket, width], zero beyond the prompt; prefix_length: image and prompt tokens."""
+    float32 [bucket, width], zero beyond the prompt; prefix_length: image and prompt tokens. frames: uint8
+    [height, width, 3] of each camera, for an engine that stages them itself; there are no `images` then."""
 
     images: Floats
     token_ids: npt.NDArray[np.int64]
     prompt_embeddings: Floats
     prefix_length: int
+    frames: tuple[npt.NDArray[np.uint8], ...] = ()
 
 
 class Preprocessor:
@@ -43,13 +45,15 @@ class Preprocessor:
         buckets: Sequence[int],
         tokenizer: Path,
         embedding: TokenEmbedding,
+        keep_frames: bool = False,
     ) -> None:
-        """buckets: prompt lengths of the engines, ascending. tokenizer: the SentencePiece file.
+        """buckets: prompt lengths of the engines, ascending. tokenizer: the SentencePiece file. keep_frames:
+        leave images to the engine.
 
         Errors: BundleError for a tokenizer that does not fit.
         """
         self._geometry, self._interface = geometry, interface
-        self._buckets, self._embedding = buckets, embedding
+        self._buckets, self._embedding, self._keep_frames = buckets, embedding, keep_frames
         self._prompter = Prompter(tokenizer, interface, geometry.vocabulary, geometry.action_width)
 
     def __call__(self, observation: Mapping[str, Any]) -> Inputs:
@@ -58,13 +62,7 @@ class Preprocessor:
         `state` may be left out where the prompt format is `plain`. Errors: ObservationError.
         """
         self._check(observation)
-        vision = self._geometry.vision
-        images = stage_images(
-            observation["images"],
-            self._interface.cameras,
-            vision.image_size,
-            self._interface.image_convention,
-        )
+        images, frames = self._views(observation["images"])
         ids = self._prompter.ids(observation["prompt"], self._state(observation))
         bucket = next((b for b in self._buckets if b >= len(ids)), None)
         if bucket is None:
@@ -74,7 +72,15 @@ class Preprocessor:
             )
         prompt = np.zeros((bucket, self._geometry.prefix.width), np.float32)
         prompt[: len(ids)] = self._embedding[ids]
-        return Inputs(images, ids, prompt, len(images) * vision.tokens + len(ids))
+        tokens = len(self._interface.cameras) * self._geometry.vision.tokens
+        return Inputs(images, ids, prompt, tokens + len(ids), frames)
+
+    def _views(self, given: Mapping[str, npt.ArrayLike]) -> tuple[Floats, tuple[npt.NDArray[np.uint8], ...]]:
+        """(images, frames), of which one is empty."""
+        size, cameras = self._geometry.vision.image_size, self._interface.cameras
+        if self._keep_frames:
+            return np.empty((0, 3, size, size), np.float32), read_frames(given, cameras)
+        return stage_images(given, cameras, size, self._interface.image_convention), ()
 
     def _check(self, observation: Mapping[str, Any]) -> None:
         if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

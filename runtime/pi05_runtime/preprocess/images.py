@@ -28,17 +28,24 @@ def stage_images(
     Raises ObservationError naming the camera: missing, unexpected, or not such a frame.
     Source: openpi_client `image_tools.resize_with_pad`; LeRobot pi05 `resize_with_pad_torch`.
     """
-    _check_names(images, cameras)
     resize = _resize_openpi if convention == "openpi" else _resize_lerobot
     staged = np.zeros((len(cameras), 3, size, size), dtype=np.float32)
-    for view, camera in zip(staged, cameras, strict=True):
-        frame = _frame(camera, images[camera])
-        height, width = _fit(camera, frame.shape[0], frame.shape[1], size)
+    for view, camera, frame in zip(staged, cameras, read_frames(images, cameras), strict=True):
+        height, width = fit(camera, frame.shape[0], frame.shape[1], size)
         top, left = (size - height) // 2, (size - width) // 2
         view[:, top : top + height, left : left + width] = resize(frame, height, width).transpose(2, 0, 1)
     staged *= 2
     staged -= 1
     return staged
+
+
+def read_frames(
+    images: Mapping[str, npt.ArrayLike], cameras: Sequence[str]
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    """One frame a camera, in the order of `cameras`, uint8 [height, width, 3] as it is. Errors as
+    `stage_images`."""
+    _check_names(images, cameras)
+    return tuple(_frame(camera, images[camera]) for camera in cameras)
 
 
 def _check_names(images: Mapping[str, npt.ArrayLike], cameras: Sequence[str]) -> None:
@@ -77,7 +84,8 @@ def _frame(camera: str, image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     )
 
 
-def _fit(camera: str, height: int, width: int, size: int) -> tuple[int, int]:
+def fit(camera: str, height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) of a frame in a square of `size`. Errors: ObservationError for one too thin."""
     ratio = max(width / size, height / size)
     fitted = int(height / ratio), int(width / ratio)
     if 0 in fitted:
@@ -100,19 +108,25 @@ def _resize_lerobot(frame: npt.NDArray[np.uint8], height: int, width: int) -> np
 
 
 def _interpolate(image: npt.NDArray[np.float32], axis: int, length: int) -> npt.NDArray[np.float32]:
-    """Linear resampling of one axis of [height, width, 3], pixel centres at half-integers.
-
-    A position is scale * (i + 0.5) - 0.5 with a float32 scale and a single rounding, as torch's
-    compiled loop has it (a fused multiply-add): float64 holds the product exactly.
-    """
-    source = image.shape[axis]
-    scale = np.float64(np.float32(source) / np.float32(length))
-    position = np.maximum((np.arange(length) + 0.5) * scale - 0.5, 0).astype(np.float32)
-    low = position.astype(np.intp)
-    high = np.minimum(low + 1, source - 1)
-    weight = (position - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
+    """Linear resampling of one axis of [height, width, 3]."""
+    low, high, weight = positions(image.shape[axis], length)
+    weight = weight.reshape(-1, *(1,) * (2 - axis))
     blend, far = np.take(image, low, axis), np.take(image, high, axis)
     blend *= 1 - weight
     far *= weight
     blend += far
     return blend
+
+
+def positions(
+    source: int, length: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """(lower neighbour, upper neighbour, weight of the upper), each [length]: pixel centres at half-integers.
+
+    A position is scale * (i + 0.5) - 0.5 with a float32 scale and a single rounding, as torch's
+    compiled loop has it (a fused multiply-add): float64 holds the product exactly.
+    """
+    scale = np.float64(np.float32(source) / np.float32(length))
+    position = np.maximum((np.arange(length) + 0.5) * scale - 0.5, 0).astype(np.float32)
+    low = position.astype(np.intp)
+    return low, np.minimum(low + 1, source - 1), (position - low).astype(np.float32)
