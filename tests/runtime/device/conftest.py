@@ -12,6 +12,7 @@ from pi05_runtime.device import hub as hub_module
 from pi05_runtime.device.store import Store
 from tests.hub.loopback_hub import READER, WRITER, serve
 from tests.hub.wire import Hub
+from tests.runtime.device.scene import Scene, make_scene
 from tests.runtime.device.stores import REPO, write_keys
 
 
@@ -23,6 +24,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setenv("HF_ENDPOINT", served.url)
         yield served
+
+
+@pytest.fixture(scope="session")
+def scene(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A robot with a history. Copy it, but do not write to it."""
+    return make_scene(tmp_path_factory.mktemp("scene"), workspace / "artifacts" / "bundle")
 
 
 @pytest.fixture

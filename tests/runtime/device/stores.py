@@ -1,9 +1,6 @@
-"""Stores to test on: bundles that were never downloaded, and processes that die at a chosen moment."""
+"""Stores to test on: bundles that were never downloaded, and the keys of their signers."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -13,25 +10,10 @@ from pi05_runtime.device.pull import ID_LENGTH
 from pi05_runtime.device.store import Record, State, Store
 from pi05_runtime.manifest import FILE, read_manifest
 from pi05_runtime.rebuilt import manifest_sha256
-from tests.pipeline import ROOT, TARGET
+from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited
 
 REPO = "acme/demo"
-
-# Counts what a process changes on disk, and kills it before the n-th change: audit hooks see every one.
-DYING = """
-import os, signal, sys
-left = int(sys.argv[1])
-changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree"}
-def watch(event, arguments):
-    global left
-    writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    if event in changes or writing:
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(watch)
-"""
 
 
 def put(store: Store, bundle: Path, state: State, version: str) -> str:
@@ -49,13 +31,6 @@ def put(store: Store, bundle: Path, state: State, version: str) -> str:
     shutil.rmtree(own)
     store.write_record(Record(id, manifest.name, version, "someone/demo", "0" * 40, "main", TARGET, state))
     return id
-
-
-def die_at(change: int, program: str, *arguments: object) -> int:
-    """Runs `program` in a process that is killed before its change number `change`; its exit code."""
-    command = [sys.executable, "-c", DYING + program, str(change), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode
 
 
 def write_keys(folder: Path, name: str) -> Path:

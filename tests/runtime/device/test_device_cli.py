@@ -10,6 +10,7 @@ import pytest
 from pi05_runtime import cli, load_active
 from pi05_runtime.device.store import Store
 from pi05_runtime.errors import BundleError, DeviceError
+from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited
 from tests.runtime.device.stores import REPO
 
@@ -65,6 +66,14 @@ def test_from_pull_to_rollback(
     manifest_path.write_bytes(manifest_path.read_bytes().replace(b"0.2.0", b"0.2.1"))
     with pytest.raises(BundleError, match="is signed: the signature is of another bundle"):
         load_active()
+
+
+def test_a_pull_tells_scripts_what_status_will(pi05: Pi05, published: Path) -> None:
+    code, out, error = pi05("pull", REPO, "--json")
+    assert code == 0, error
+    record = json.loads(out)
+    assert (record["repo"], record["target"], record["state"]) == (REPO, TARGET, "verified")
+    assert json.loads(pi05("status", "--json")[1])["bundles"] == [record]
 
 
 def test_nothing_is_active_at_first(store: Store) -> None:

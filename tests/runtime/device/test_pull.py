@@ -1,7 +1,5 @@
 """Pulling from a Hub on loopback: what travels, what goes wrong, and what is never lost or trusted."""
 
-import shutil
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +9,8 @@ import pytest
 from pi05_runtime.device import hub as hub_module
 from pi05_runtime.device import store as store_module
 from pi05_runtime.device.pull import needed, pull, verified
-from pi05_runtime.device.slots import activate, gc, read_slots
-from pi05_runtime.device.store import Record, Store
+from pi05_runtime.device.slots import activate, read_slots
+from pi05_runtime.device.store import Store
 from pi05_runtime.device.trial import test as selftest
 from pi05_runtime.errors import BundleError, DeviceError, NetworkError
 from pi05_runtime.manifest import Manifest, read_manifest
@@ -20,7 +18,7 @@ from tests.hub.faults import Corrupt, Cut, Refuse
 from tests.hub.wire import Hub
 from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited, onnx_file, replace
-from tests.runtime.device.stores import REPO, die_at, write_keys
+from tests.runtime.device.stores import REPO, write_keys
 
 BIG = r"GET .*token_embedding"
 """Requests for a file that is no small one."""
@@ -192,42 +190,3 @@ def test_a_bundle_that_was_changed_on_the_device(
     assert store.record(record.id).state == "pulled"
     if damage != "extra":
         assert pull(store, REPO, "main", choose).state == "verified"
-
-
-PULL = """
-from pathlib import Path
-from pi05_runtime.device import hub
-from pi05_runtime.device.pull import pull
-from pi05_runtime.device.store import Store
-left = int(sys.argv[1])
-pull(Store(Path(sys.argv[2])), sys.argv[3], "v0.2.0", lambda _: sys.argv[4])
-"""
-
-
-def test_a_kill_during_a_pull_leaves_the_old_bundle_and_the_next_pull_finishes(
-    hub: Hub, store: Store, published: Path, upload: Callable[[Path], None], tmp_path: Path
-) -> None:
-    old = pull(store, REPO, "main", choose)
-    selftest(store, old.id, minutes=2)
-    activate(store, old.id)
-    name = onnx_file(published, "vision", "weights.bin")
-    replace(published, name, (published / name).read_bytes()[::-1])
-    with edited(published) as manifest:
-        manifest["version"] = "0.2.0"
-    upload(published)
-    before = shutil.copytree(store.root, tmp_path / "before", copy_function=shutil.copy2)
-    kills = 0
-    for change in range(1, 400, 3):
-        shutil.rmtree(store.root)
-        shutil.copytree(before, store.root)
-        code = die_at(change, PULL, store.root, REPO, TARGET)
-        assert read_slots(store).active == old.id and store.record(old.id).state == "tested"
-        assert verified(store, store.record(old.id)).state == "tested"
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
-        kills += 1
-        new: Record = pull(store, REPO, "v0.2.0", choose)
-        assert new.state == "verified" and new.version == "0.2.0"
-    assert kills >= 8
-    assert gc(store) > 0
