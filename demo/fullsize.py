@@ -21,7 +21,12 @@ OBSERVATIONS = 2
 """Calibration observations: the cost a stage has for each is small beside its fixed cost."""
 BUCKETS = [200]
 """The longest prompt of released pi0.5 checkpoints."""
-ENGINES = {"sm89-rtx": COMPONENTS, "sm120-rtx": (*COMPONENTS, PREFIX)}
+ENGINES = {
+    "sm89-rtx": COMPONENTS,
+    "sm120-rtx": (*COMPONENTS, PREFIX),
+    "sm90-plan": COMPONENTS,
+    "sm110-plan": COMPONENTS,
+}
 
 
 def write_checkpoint() -> None:
