@@ -49,3 +49,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` of everything in a folder, of the folder, and of its own name."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        sync(path)

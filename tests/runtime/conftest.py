@@ -21,7 +21,9 @@ def device(workspace: Path) -> Iterator[None]:
     bundle = workspace / "artifacts" / "bundle"
     twins = {c: bundle / onnx_file(bundle, c, "fp32.onnx") for c in COMPONENTS}
 
-    def open_engine(target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature]) -> Engine:
+    def open_engine(
+        target: str, files: Mapping[str, Path], signatures: Mapping[str, Signature], choices: object
+    ) -> Engine:
         assert target == RTX and all(path.stat().st_size > 1000 for path in files.values())
         return OrtEngine(twins, signatures)
 

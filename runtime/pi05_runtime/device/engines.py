@@ -19,6 +19,7 @@ from pi05_runtime.manifest import build_files, shared_files
 from pi05_runtime.rebuild import reason_to_rebuild
 from pi05_runtime.rebuild import rebuild as rebuild_engines
 from pi05_runtime.rebuilt import Rebuilt
+from pi05_runtime.staging import sync_tree
 from pi05_runtime.tuned import Tuned
 from pi05_runtime.tuned import tune as tune_bundle
 
@@ -30,6 +31,7 @@ def reason(store: Store, id: str) -> str | None:
     """
     record = store.record(id)
     require_state(record, "verified")
+    signed_manifest(store, id)
     engines = store.own_engines(record)
     if engines is None:
         return reason_to_rebuild(store.bundle(id), record.target)
@@ -57,6 +59,7 @@ def rebuild(store: Store, id: str, options: BuildOptions) -> tuple[Path, Rebuilt
         timing_cache = str(store.engines / f"{record.target}.timing")
         options = msgspec.structs.replace(options, timing_cache=timing_cache)
         rebuilt = rebuild_engines(store.bundle(id), record.target, folder, options)
+        sync_tree(folder)
         store.write_record(switched)
     return folder, rebuilt
 
@@ -72,6 +75,7 @@ def tune(store: Store, id: str) -> tuple[Path, Tuned]:
         signed_manifest(store, id)
         switched, folder = _switched(store, record)
         tuned = tune_bundle(store.bundle(id), record.target, folder)
+        sync_tree(folder)
         store.write_record(switched)
     return folder, tuned
 

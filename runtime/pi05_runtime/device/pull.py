@@ -5,6 +5,7 @@ that no bundle on it has yet. A kill at any point costs what was not yet on disk
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ import msgspec
 from tqdm import tqdm
 
 from pi05_runtime.device.hub import COMMIT, Hub
+from pi05_runtime.device.slots import read_slots
 from pi05_runtime.device.store import Record, Store
 from pi05_runtime.errors import BundleError, DeviceError
 from pi05_runtime.manifest import FILE as MANIFEST
@@ -26,6 +28,8 @@ ID_LENGTH = 16
 AGAIN = "delete the folder, then pull the bundle again"
 ARRIVING = "arriving"
 """In place of an id, of what is not yet known to be a bundle."""
+TAG = re.compile(r"v(\d.*)")
+"""As `export.publish` tags a version."""
 Choose = Callable[[Manifest], str]
 """The target for this device. Errors: TargetError if none fits."""
 
@@ -48,12 +52,18 @@ def pull(store: Store, repo: str, revision: str, choose: Choose, offline: bool =
         finally:
             shutil.rmtree(store.bundle(ARRIVING))
         id = hashlib.sha256(small[MANIFEST]).hexdigest()[:ID_LENGTH]
-        record = Record(
-            id, manifest.name, manifest.version, repo, commit, revision, choose(manifest), "pulled"
-        )
+        _check_tag(revision, manifest)
+        target = choose(manifest)
+        had = _had(store, id)
+        slots = read_slots(store)
+        if had is not None and had.target != target and id in (slots.active, slots.previous):
+            raise DeviceError(
+                f"bundle {id} is in use for {had.target}, {target} found: activate another bundle first"
+            )
+        record = Record(id, manifest.name, manifest.version, repo, commit, revision, target, "pulled")
         fetch(store, record, needed(manifest, record.target))
         store.assemble(id, {}, small)
-        if (had := _had(store, record)) is not None:
+        if had is not None and had.target == target:
             record = msgspec.structs.replace(record, state=had.state, engines=had.engines)
         store.write_record(record)
         return verified(store, record)
@@ -142,11 +152,20 @@ def _fetch_one(
             raise BundleError(f"{name}: {error}, twice; tell the publisher") from error
 
 
-def _had(store: Store, record: Record) -> Record | None:
-    """The record of the same bundle for the same target, if the device has it already and undamaged."""
+def _check_tag(revision: str, manifest: Manifest) -> None:
+    """A tag is not signed, but the version that it states is. Errors: BundleError if they differ."""
+    tag = TAG.fullmatch(revision)
+    if tag and tag[1] != manifest.version:
+        raise BundleError(
+            f"version {manifest.version} found under the tag {revision}, {tag[1]} expected: another bundle "
+            "is served in its place; tell the publisher"
+        )
+
+
+def _had(store: Store, id: str) -> Record | None:
+    """The bundle's record, if the device has it already and undamaged."""
     with suppress(DeviceError):
-        had = store.record(record.id)
-        return had if had.target == record.target else None
+        return store.record(id)
     return None
 
 

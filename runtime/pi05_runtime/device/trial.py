@@ -1,5 +1,6 @@
 """The self-test of a pulled bundle: what stands between verified and active."""
 
+from pi05_runtime.device.pull import signed_manifest
 from pi05_runtime.device.slots import require_state
 from pi05_runtime.device.store import Store
 from pi05_runtime.errors import Pi05Error
@@ -16,6 +17,7 @@ def test(store: Store, id: str, minutes: float) -> Report:
         record = store.record(id)
         require_state(record, "verified")
         try:
+            signed_manifest(store, id)
             report = selftest_isolated(store.bundle(id), record.target, store.own_engines(record), minutes)
         except Pi05Error:
             store.write_record(record.at("verified"))

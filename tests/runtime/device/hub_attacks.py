@@ -12,12 +12,13 @@ from tests.hub.faults import Corrupt
 from tests.hub.wire import Hub
 from tests.runtime.bundle_edits import edited, onnx_file, replace
 from tests.runtime.device.attack import ANOTHER_MANIFEST, UNKNOWN, Attack, flipped, weights
-from tests.runtime.device.scene import ACTIVE, NEW, TESTED, Scene
+from tests.runtime.device.scene import ACTIVE, NEW, PREVIOUS, TESTED, Scene
 from tests.runtime.device.stores import REPO, write_keys
 from tests.runtime.test_signature import edit_envelope, edit_statement, resources
 
 DAMAGED_ON_ITS_WAY = "weights.bin: ... bytes with sha256 ... arrived, ... expected: damaged on its way, twice"
 GARBAGE = "model.sig: damaged: JSON is malformed"
+OLDER = "version ... found under the tag ..., ... expected"
 SCHEMA = "schema ... found, this runtime reads ...; update pi05-runtime"
 UNFIT = "the signature of key ... does not fit the list of files beside it"
 
@@ -95,6 +96,12 @@ def sign_as(scene: Scene, hub: Hub, edit: Callable[[dict[str, Any]], object], ag
     """The list of signed files edited, and signed again by the trusted key or not."""
     key = scene.key if again else None
     serve_bundle(scene, hub, scene.key, then=lambda tree: edit_statement(tree, edit, key))
+
+
+def older_version(scene: Scene, hub: Hub) -> None:
+    repo = hub.store.read(REPO)
+    repo.tags[f"v{NEW}"] = repo.tags[f"v{PREVIOUS}"]
+    hub.store.write(REPO, repo)
 
 
 def stranger(scene: Scene, hub: Hub) -> None:
@@ -196,6 +203,7 @@ ON_THE_HUB = (
         ANOTHER_MANIFEST,
         lambda s, h: serve(h, SIGNATURE, served(h, SIGNATURE, TESTED)),
     ),
+    Attack("an older version under a newer tag", OLDER, older_version),
     Attack("all signed by a stranger", UNKNOWN, stranger),
     Attack("all signed by a stranger under a trusted key's name", UNFIT, impostor),
     Attack(

@@ -35,6 +35,8 @@ COMMANDS = {
     "gc": ("gc",),
 }
 NO_SPACE = "No space left on device"
+FITS = 1 << 19
+"""Bytes of a file."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +132,7 @@ def test_killed_at_any_moment(robot: Runner, start: Start, command: str, moments
     print(f"\n| `{command}` | at moments of equal distance | {moments} | {seen['old']} | {seen['new']} |")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["pull", "verify", "activate", "rollback", "gc"])
 def test_a_disk_that_is_full_from_any_change_on(robot: Runner, start: Start, command: str) -> None:
     store, arguments = start.of(command)
     old = found(store)
@@ -155,17 +157,16 @@ def test_a_write_that_does_not_fit(robot: Runner, start: Start, hub: Hub) -> Non
     """What has arrived stays, and is not asked for again."""
     store, arguments = start.of("pull")
     old = found(store)
-    ended = robot.pi05(store.root, *arguments, fate="files limited", at=1 << 19)
+    ended = robot.pi05(store.root, *arguments, fate="files limited", at=FITS)
     assert ended.code == 1 and "File too large" in ended.output
     assert found(store) == old and whole(store)
     (part,) = store.objects.glob("*.part")
-    assert part.stat().st_size == 1 << 19
+    assert part.stat().st_size == FITS
     hub.requests.clear()
     assert robot.pi05(store.root, *arguments).code == 0
-    manifest = read_manifest(start.scene.bundle)
-    assert hub.sent("cdn") == manifest.files[onnx_file(start.scene.bundle, "vision", "weights.bin")].size - (
-        1 << 19
-    )
+    bundle = start.scene.bundle
+    weights = read_manifest(bundle).files[onnx_file(bundle, "vision", "weights.bin")]
+    assert hub.sent("cdn") == weights.size - FITS
 
 
 def test_what_has_a_name_is_on_the_disk(robot: Runner, start: Start) -> None:
@@ -196,7 +197,8 @@ def test_what_has_a_name_is_on_the_disk(robot: Runner, start: Start) -> None:
 
 
 def judge(store: Store, old: Found, new: Found) -> str:
-    """Whether the store is as before a command or as after it, and acts in either case."""
+    """Whether the store is as before a command or as after it, and whole in either case. Pulled and not yet
+    verified counts as before."""
     now, between = found(store), (new[0], {id: old[1].get(id, "pulled") for id in new[1]})
     assert now in (old, between, new)
     assert whole(store)

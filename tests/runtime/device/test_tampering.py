@@ -13,7 +13,8 @@ from pi05_runtime import golden, load_active
 from pi05_runtime.device.pull import pull, verified
 from pi05_runtime.device.slots import activate, read_slots, rollback
 from pi05_runtime.device.store import Store
-from pi05_runtime.errors import DeviceError, Pi05Error
+from pi05_runtime.device.trial import test as selftest
+from pi05_runtime.errors import BundleError, DeviceError, Pi05Error
 from pi05_runtime.manifest import Manifest
 from tests.hub.wire import Hub
 from tests.pipeline import ROOT, TARGET
@@ -100,13 +101,28 @@ def test_a_file_more_on_the_hub_is_never_asked_for(robot: Scene, hub: Hub) -> No
     assert not hub.asked("evil")
 
 
-def test_an_older_version_under_a_newer_tag_is_taken_for_what_it_is(robot: Scene, hub: Hub) -> None:
+def test_an_older_version_under_a_branch_is_taken_for_what_it_is(robot: Scene, hub: Hub) -> None:
     """A signature says who made a bundle, not that it is the latest: the answer names version and id."""
     repo = hub.store.read(REPO)
-    repo.tags[f"v{NEW}"] = repo.tags[f"v{PREVIOUS}"]
+    repo.branches["main"] = repo.tags[f"v{PREVIOUS}"]
     hub.store.write(REPO, repo)
-    record = pull(robot.store, REPO, f"v{NEW}", choose)
+    record = pull(robot.store, REPO, "main", choose)
     assert (record.id, record.version) == (robot.ids[PREVIOUS], PREVIOUS)
+    acts(robot.store, ACTIVE)
+
+
+def test_a_bundle_that_is_tested_is_signed(robot: Scene, hub: Hub) -> None:
+    """Manifest and weights replaced together: what would run them checks who made them."""
+    id = pull(robot.store, REPO, f"v{NEW}", choose).id
+    with edited(robot.store.bundle(id)) as manifest:
+        manifest["name"] = "evil"
+    with pytest.raises(BundleError, match="is signed: the signature is of another bundle"):
+        selftest(robot.store, id, minutes=1)
+
+
+def test_what_is_active_keeps_its_target(robot: Scene, hub: Hub) -> None:
+    with pytest.raises(DeviceError, match="is in use for cpu-ort, sm120-rtx found"):
+        pull(robot.store, REPO, f"v{ACTIVE}", lambda _: "sm120-rtx")
     acts(robot.store, ACTIVE)
 
 

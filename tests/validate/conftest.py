@@ -1,0 +1,64 @@
+"""A seeded bundle so small that its kernels can be interpreted, and a machine that has its chip."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export.params import load_params
+from pi05_runtime.geometry import Geometry, Stack, Vision
+from pi05_runtime.lock import Lock
+from tests.kernels.interpreting_device import InterpretingDevice, stand_ins
+from tests.pipeline import ROOT
+from validate.benchmark import kernels, maker, measure, networks, seeded
+from validate.benchmark.measure import Subject
+from validate.benchmark.profiles import Profile
+
+TARGET = "sm90-plan"
+TINY = Geometry(
+    Vision(image_size=28, patch=14, width=32, depth=1, heads=2, mlp=64),
+    Stack(width=64, depth=2, heads=2, head_dim=16, mlp=64),
+    Stack(width=32, depth=2, heads=2, head_dim=16, mlp=64),
+    vocabulary=1024,
+)
+PROFILE = Profile(views=2, prompt=8, horizon=4)
+STEPS = (1,)
+
+
+@pytest.fixture(scope="session")
+def seeded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In fp8, of TINY. Read it, do not write to it."""
+    bundle = tmp_path_factory.mktemp("seeded") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maker, "STEPS", STEPS)
+        patch.setattr(maker, "IMAGE_SIZE", TINY.vision.image_size)
+        wanted = kernels.wanted(TINY, PROFILE, "fp8")
+        weights = seeded.seeded_weights(TINY, "cpu")
+        lock, params = Lock("triton", "3.9.0", "9.0"), load_params(ROOT / "params.yaml")
+        tokenizer = ROOT / "demo" / "tokenizer.model"
+        made = maker.Maker(TINY, weights, "cpu", tokenizer, TARGET, stand_ins(wanted), lock, params)
+        made.write(bundle, "tiny", PROFILE, "fp8")
+    return bundle
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[InterpretingDevice]]:
+    """The devices that were opened: they interpret, and this machine is said to be the chip's."""
+    wanted, opened = kernels.wanted(TINY, PROFILE, "fp8"), []
+
+    def open_device() -> InterpretingDevice:
+        opened.append(InterpretingDevice(wanted))
+        return opened[-1]
+
+    for module in ("pi05_runtime.engines.driver", "pi05_runtime.engines.plan"):
+        monkeypatch.setattr(f"{module}.compute_capability", lambda: "9.0")
+    monkeypatch.setattr("pi05_runtime.engines.driver.CudaDevice", open_device)
+    monkeypatch.setattr(networks, "CudaDevice", open_device)
+    # Resizing takes longest of all to interpret; the host does it as well.
+    monkeypatch.setattr("pi05_runtime.engines.plan.PlanProgram.stager", None)
+    yield opened
+
+
+@pytest.fixture
+def subject(seeded_bundle: Path) -> Subject:
+    return measure.Subject("tiny fp8", "tiny", seeded_bundle, TARGET, "seeded")

@@ -1,0 +1,57 @@
+"""One command, several runs: what is known is on the disk, and a run that fails takes no other along."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from pi05_runtime.errors import GateError
+from tests.validate.reports import DEVICE, run
+from validate.benchmark import __main__ as command
+from validate.benchmark.measure import Calls, Subject
+from validate.benchmark.results import FILE, Run, read_report
+
+NAMES = ("wrong", "good", "late")
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def subjects(*_: object) -> Iterator[tuple[Subject, None]]:
+        for name in NAMES:
+            yield Subject(name, name, tmp_path, "cpu-ort", "seeded"), None
+
+    def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, _: object) -> Iterator[Run]:
+        if subject.name == "wrong":
+            raise GateError("cosine 0.1 found")
+        first = replace(run(), name=subject.name, steps=run().steps[:1])
+        yield first
+        partial = read_report(tmp_path / "out" / FILE)
+        assert partial.runs[-1] == first and not partial.complete
+        yield replace(run(), name=subject.name)
+
+    monkeypatch.setattr(command, "read_device", lambda: DEVICE)
+    monkeypatch.setattr(command, "subjects", subjects)
+    monkeypatch.setattr(command, "measure", measure)
+    return tmp_path / "out"
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(out: Path) -> None:
+    with pytest.raises(GateError, match=r"cosine 0\.1 found"):
+        command.main(str(out), "--target", "cpu-ort", "--bundle", "any")
+    found = read_report(out / FILE)
+    assert [(r.name, len(r.steps)) for r in found.runs] == [("good", 2), ("late", 2)]
+    assert [(r.name, r.reason) for r in found.refused] == [("wrong", "cosine 0.1 found")]
+    assert not found.complete and "wrong was not timed" in (out / "benchmark.html").read_text()
+    assert {peer.absent for r in found.runs for peer in r.peers} == {
+        "no interpreter with LeRobot was named (--peer)"
+    }
+    assert sorted(path.name for path in out.iterdir()) == ["benchmark.html", FILE]
+
+
+def test_after_the_time_limit_nothing_begins(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.NAMES", ("late",))
+    command.main(str(out), "--target", "cpu-ort", "--bundle", "any", "--minutes", "0")
+    found = read_report(out / FILE)
+    assert found.runs == () and found.refused[0].reason == "the time limit of 0 minutes came first"
+    assert not found.complete

@@ -1,0 +1,209 @@
+"""Times one bundle on one target: whole decisions as a robot asks for them, and each network alone.
+
+Nothing is timed before the golden sample has passed, and a component's own time on a GPU comes from its own
+graph, so that what a decision costs beyond its networks can be seen.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from export.stage import progress
+from pi05_runtime import golden
+from pi05_runtime.geometry import COMPONENTS
+from pi05_runtime.manifest import Manifest
+from pi05_runtime.policy import Policy
+from pi05_runtime.targets import find_target
+from validate.benchmark.floors import Chip, cost
+from validate.benchmark.inputs import engine_files, golden_inputs
+from validate.benchmark.networks import open_networks
+from validate.benchmark.results import Floor, Golden, Run, Shape, Steps, Timing, seed_rows, summarize
+
+CPU_CALLS, GPU_CALLS = (5, 30), (300, 1000)
+"""Warm-up calls, and calls that count. A GPU's clocks settle after about 300."""
+SAMPLE_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. engines: as for `pi05_runtime.load`. parameters: whose weights they are."""
+
+    name: str
+    profile: str
+    bundle: Path
+    target: str
+    parameters: str
+    engines: Path | None = None
+
+    def load(self) -> Policy:
+        return Policy.load(self.bundle, self.target, engines=self.engines)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How often, and until when: a step count that would begin after `deadline` is left out."""
+
+    warm_up: int
+    repeats: int
+    deadline: float = float("inf")
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+
+def time_calls(work: Callable[[], object], calls: Calls, title: str) -> list[float]:
+    """Milliseconds of each call that counts."""
+    samples: list[float] = []
+    for i in progress(range(calls.warm_up + calls.repeats), desc=title, unit="call", leave=False):
+        start = time.perf_counter()
+        work()
+        if i >= calls.warm_up:
+            samples.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip | None) -> Iterator[Run]:
+    """The run, again after each step count with what is known by then.
+
+    Errors: GateError if the golden sample fails: a wrong engine is not timed. And whatever loading raises.
+    """
+    start = time.perf_counter()
+    with subject.load() as policy:
+        manifest = policy.manifest
+        sample, _ = golden.observation(subject.bundle, manifest.golden.file, manifest.golden.prompt)
+        loaded = time.perf_counter()
+        policy.infer(sample)
+        first = time.perf_counter()
+        judged = golden.judge(policy, subject.bundle, subject.target)
+        run = Run(
+            name=subject.name,
+            target=subject.target,
+            shape=_shape(subject, manifest, sample),
+            recipes=_recipes(subject, manifest),
+            golden=Golden({r.steps: r.cosine for r in judged}, judged[0].threshold),
+            load_s=loaded - start,
+            first_s=first - loaded,
+            steps=(),
+            floors={},
+        )
+        decisions: dict[int, tuple[list[float], dict[str, Timing]]] = {}
+        for n in steps:
+            if calls.over:
+                missing = f"{n} steps: the time limit came first"
+                run = replace(run, missing=(*run.missing, missing))
+                continue
+            policy.steps = n
+            decisions[n] = _decisions(policy, sample, calls, f"{subject.name}, {n} steps")
+            yield _finished(run, manifest, decisions, {}, chip)
+    alone: dict[int, dict[str, Timing]] = {}
+    if find_target(subject.target).compute_capability is not None:
+        with open_networks(subject.bundle, subject.target, subject.engines) as networks:
+            for n in decisions:
+                if calls.over:
+                    missing = f"networks alone at {n} steps: the time limit came first"
+                    run = replace(run, missing=(*run.missing, missing))
+                    continue
+                replays = networks.replays(n)
+                alone[n] = {
+                    name: summarize(time_calls(replay, calls, f"{subject.name}, {name}"), calls.warm_up)
+                    for name, replay in replays.items()
+                }
+    yield _finished(run, manifest, decisions, alone, chip)
+
+
+def _decisions(
+    policy: Policy, sample: Mapping[str, Any], calls: Calls, title: str
+) -> tuple[list[float], dict[str, Timing]]:
+    """Totals of whole calls of `infer`, and what the policy times within them."""
+    inside: list[dict[str, float]] = []
+    samples = time_calls(lambda: inside.append(policy.infer(sample)["timings"]), calls, title)
+    counted = inside[calls.warm_up :]
+    names = [name for name in counted[0] if name != "total"]
+    parts = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
+    return samples, parts
+
+
+def _finished(
+    run: Run,
+    manifest: Manifest,
+    decisions: dict[int, tuple[list[float], dict[str, Timing]]],
+    alone: dict[int, dict[str, Timing]],
+    chip: Chip | None,
+) -> Run:
+    """The run with all that follows from what was measured."""
+    shape = run.shape
+    keep = {
+        c: next((v.keep for v in manifest.components.get(c, ()) if v.recipe == recipe), ())
+        for c, recipe in run.recipes.items()
+    }
+    costs = {
+        c: cost(c, manifest.geometry, shape.views, shape.prefix, shape.horizon, recipe, keep[c])
+        for c, recipe in run.recipes.items()
+    }
+    least = {c: counted.milliseconds(chip) if chip else None for c, counted in costs.items()}
+    steps: list[Steps] = []
+    for n, (samples, inside) in decisions.items():
+        total = summarize(samples, inside["preprocess"].warm_up)
+        networks = alone.get(n, {})
+        found = [floor[0] * (n if c == "denoise" else 1) for c, floor in least.items() if floor]
+        floor = sum(found) if len(found) == len(least) else None
+        steps.append(
+            Steps(
+                steps=n,
+                total=total,
+                samples_ms=tuple(round(s, SAMPLE_DIGITS) for s in samples),
+                inside=inside,
+                alone=networks,
+                rest_ms=total.median_ms - sum(t.median_ms for t in networks.values()) if networks else None,
+                floor_ms=floor,
+                distance=total.median_ms / floor if floor else None,
+            )
+        )
+    floors: dict[str, Floor] = {}
+    for component, counted in costs.items():
+        floor = least[component]
+        measured = _component(steps, component)
+        floors[component] = Floor(
+            weights=dict(counted.weights),
+            moved=counted.moved,
+            operations=dict(counted.operations),
+            bound=floor[1] if floor else None,
+            floor_ms=floor[0] if floor else None,
+            measured_ms=measured,
+            distance=measured / floor[0] if floor and measured else None,
+        )
+    done = tuple(steps)
+    return replace(run, steps=done, floors=floors, seed=seed_rows(done))
+
+
+def _component(steps: list[Steps], component: str) -> float | None:
+    """The component's median at the largest step count, denoise of one of these steps."""
+    last = max(steps, key=lambda s: (bool(s.alone), s.steps))
+    found = last.parts.get(component)
+    return found if found is None or component != "denoise" else found / last.steps
+
+
+def _recipes(subject: Subject, manifest: Manifest) -> dict[str, str]:
+    _, engines = engine_files(subject.bundle, manifest, subject.target, subject.engines)
+    found = {c: recipe for engine in engines.values() for c, recipe in engine.recipes.items()}
+    return {c: found[c] for c in COMPONENTS}
+
+
+def _shape(subject: Subject, manifest: Manifest, sample: Mapping[str, Any]) -> Shape:
+    height, width, _ = next(iter(sample["images"].values())).shape
+    views = len(manifest.interface.cameras)
+    prompt = len(golden_inputs(subject.bundle, manifest)[0].prompt_embeddings)
+    return Shape(
+        profile=subject.profile,
+        views=views,
+        prefix=views * manifest.geometry.vision.tokens + prompt,
+        prompt=prompt,
+        horizon=manifest.interface.horizon,
+        image=(height, width),
+        parameters=subject.parameters,
+    )
