@@ -27,15 +27,15 @@ from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited, onnx_file, replace
 from tests.runtime.device.stores import REPO, write_keys
 
-OLD, NEW, BAD = "v0.1.0", "v0.2.0", "v0.3.0"
-"""Tags. BAD passed its gates and fails the self-test of every device."""
+OLD, NEW, BAD, FALSE = "v0.1.0", "v0.2.0", "v0.3.0", "v0.4.0"
+"""Tags. BAD passed its gates and fails the self-test of every device. FALSE is a second tag of NEW."""
 
 MakeFleet = Callable[[int], Fleet]
 
 
 @dataclass(frozen=True)
 class Releases:
-    """A private repository with the three tags. ids: tag -> id of its bundle. old, new: what a device has
+    """A private repository with these tags. ids: tag -> id of its bundle. old, new: what a device has
     after the first, and after the second on top of it."""
 
     hub: Hub
@@ -91,6 +91,7 @@ def releases(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             data = (bundle / weights).read_bytes()
             replace(bundle, weights, data[: len(data) // 2].ljust(len(data), b"\0"))
             release(BAD)
+            hub.store.tag(REPO, FALSE, NEW)
         yield Releases(hub, folder / "keys" / "release.pem", private, ids, old, new)
 
 

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from pi05_runtime.device.slots import Slots
-from tests.fleet.conftest import BAD, NEW, OLD, MakeFleet, Releases
+from tests.fleet.conftest import BAD, FALSE, NEW, OLD, MakeFleet, Releases
 from tests.fleet.devices import Device
 from tests.fleet.fleet import PI05, PLAYBOOK, environment
 from tests.fleet.sshd import SSHD
@@ -171,7 +171,11 @@ def test_check_mode_tells_and_changes_nothing(make_fleet: MakeFleet, releases: R
 @pytest.mark.parametrize(
     ("repo", "revision", "message"),
     [
-        (REPO, "main", "tags ['v0.1.0', 'v0.2.0', 'v0.3.0'] found for acme/demo, a tag main expected"),
+        (
+            REPO,
+            "main",
+            "tags ['v0.1.0', 'v0.2.0', 'v0.3.0', 'v0.4.0'] found for acme/demo, a tag main expected",
+        ),
         ("acme/none", NEW, "status 404 found for acme/none"),
     ],
 )
@@ -181,6 +185,14 @@ def test_only_a_tag_or_a_commit_is_rolled_out(
     run = make_fleet(1).roll_out(revision, pi05_repo=repo)
     assert run.code == 2 and message in " ".join(run.output.split())
     assert run.report == {}
+
+
+def test_a_tag_of_another_version_is_refused(make_fleet: MakeFleet, releases: Releases) -> None:
+    fleet = make_fleet(1)
+    run = fleet.roll_out(FALSE)
+    row = run.row(fleet.devices[0])
+    assert row["state"] == "failed" and "version 0.2.0 found under the tag v0.4.0" in row["message"]
+    assert fleet.devices[0].slots == Slots(releases.ids[OLD])
 
 
 def test_back_to_an_earlier_version_and_keys(make_fleet: MakeFleet, releases: Releases) -> None:
