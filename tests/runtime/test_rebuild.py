@@ -172,7 +172,7 @@ def test_engines_of_this_version_are_rebuilt_only_if_they_fail(
 
 
 def test_a_target_that_compiles_nothing_has_nothing_to_rebuild(bundle: Path) -> None:
-    with pytest.raises(TargetError, match="it runs the bundle's ONNX as it is"):
+    with pytest.raises(TargetError, match="it runs the bundle's files as they are"):
         reason_to_rebuild(bundle, "cpu-ort")
 
 
