@@ -123,7 +123,14 @@ def test_a_bundle_is_loaded_with_what_was_measured(
 ) -> None:
     record = tune(planned, TARGET, tmp_path / "tuned")
     given: list[Mapping[str, Any]] = []
-    monkeypatch.setattr(policy, "open_engine", lambda *arguments: given.append(arguments[-1]))
+
+    class Opened:
+        takes_frames = False
+
+        def __init__(self, *arguments: Any) -> None:
+            given.append(arguments[-1])
+
+    monkeypatch.setattr(policy, "open_engine", Opened)
     load(planned, TARGET, engines=tmp_path / "tuned")
     load(planned, TARGET)
     assert given == [record.choices, {}]
