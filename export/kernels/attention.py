@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
+from export.kernels.order import after_previous
 
 
 @triton.jit
@@ -25,6 +26,7 @@ def attention(
     batch, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, max(REST, 1))
+    after_previous()
     keys = KEYS if length is None else min(tl.load(length), KEYS)
     q += batch * q_batch + head * q_head + rows[:, None] * q_row
     valid = (rows < ROWS)[:, None]

@@ -34,6 +34,8 @@ TENSOR = {
 FEW_ROWS = {"HMMA", "QMMA"}
 """Those of a single warp, which are enough where memory takes the time."""
 _INSTRUCTIONS = re.compile(r"\b(HMMA|QMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
+_WAITS = re.compile(r"\bACQBULK\b")
+"""For the launch before: order.py."""
 KERNELS = {
     "attention": "attention",
     "decode_attention": "decode_attention",
@@ -62,6 +64,7 @@ class Specialization:
 class Binary(msgspec.Struct, frozen=True):
     """Machine code and what can be read in it. entry: its function. shared: bytes of a block. registers: of a
     thread. spilled: bytes of a thread's stack. tensor: tensor-core instruction -> how often it stands there.
+    waits: for the launch before it (order.py).
     """
 
     code: bytes
@@ -71,6 +74,7 @@ class Binary(msgspec.Struct, frozen=True):
     registers: int
     spilled: int
     tensor: dict[str, int]
+    waits: bool
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -91,6 +95,8 @@ class Chip:
             return f"{binary.shared} bytes of shared memory, {SHARED_BYTES[self.number]} on this chip"
         if binary.spilled:
             return f"{binary.spilled} bytes spilled"
+        if not binary.waits:
+            return "it does not wait for the launch before it"
         many = TENSOR[self.number]
         hot = {"matmul": many, "attention": many, "skinny": FEW_ROWS, "decode_attention": FEW_ROWS}
         expected = hot.get(wanted.kernel, set())
@@ -141,14 +147,14 @@ def _compile(chip: Chip, wanted: Specialization) -> Binary | Refused:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         )
     code, data = compiled.asm["cubin"], compiled.metadata
-    registers, spilled, tensor = _read(code, Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
-    binary = Binary(code, data.name, data.shared, data.num_warps * 32, registers, spilled, tensor)
+    read = _read(code, Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+    binary = Binary(code, data.name, data.shared, data.num_warps * 32, *read)
     fault = chip.fault(wanted, binary)
     return Refused(fault) if fault else binary
 
 
-def _read(code: bytes, tools: Path) -> tuple[int, int, dict[str, int]]:
-    """(registers, bytes spilled, tensor-core instructions) of a cubin."""
+def _read(code: bytes, tools: Path) -> tuple[int, int, dict[str, int], bool]:
+    """(registers, bytes spilled, tensor-core instructions, whether it waits) of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
@@ -158,7 +164,8 @@ def _read(code: bytes, tools: Path) -> tuple[int, int, dict[str, int]]:
     if found is None:
         raise EngineError(f"cuobjdump: no registers found in {usage!r}")
     counts = list(_INSTRUCTIONS.findall(listing))
-    return int(found[1]), int(found[2]), {name: counts.count(name) for name in sorted(set(counts))}
+    tensor = {name: counts.count(name) for name in sorted(set(counts))}
+    return int(found[1]), int(found[2]), tensor, bool(_WAITS.search(listing))
 
 
 def _output(*command: str | Path) -> str:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
+from export.kernels.order import after_previous
 
 
 @triton.jit
@@ -25,6 +26,7 @@ def decode_attention(
     rows, dims = tl.arange(0, BM), tl.arange(0, D)
     places = rows[:, None] * (HEADS * D) + head * D + dims[None, :]
     valid = (rows < M)[:, None]
+    after_previous()
     x = tl.load(q + places, valid, 0.0)
     cached = tl.load(length)
     share = tl.cdiv(tl.cdiv(cached + M, SPLITS), BN) * BN

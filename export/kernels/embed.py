@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from export.kernels.order import after_previous
+
 
 @triton.jit
 def patch_embedding(
@@ -19,6 +21,7 @@ def patch_embedding(
     patch = rows % (SIDE * SIDE)
     corner = rows // (SIDE * SIDE) * (3 * size * size) + patch // SIDE * (PATCH * size) + patch % SIDE * PATCH
     acc = tl.zeros((BM, BN), tl.float32)
+    after_previous()
     for k in tl.range(0, K, BK):
         pixel = k + tl.arange(0, BK)
         inside = pixel < K
@@ -39,6 +42,7 @@ def join(first, second, out, FIRST, N: tl.constexpr, WIDTH: tl.constexpr):
     """out [rows, N]: `FIRST` rows of `first`, then those of `second`. Grid: rows."""
     row, columns = tl.program_id(0), tl.arange(0, WIDTH)
     inside = columns < N
+    after_previous()
     if row < FIRST:
         values = tl.load(first + row * N + columns, inside)
     else:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import store_geglu, store_linear, store_rope
+from export.kernels.order import after_previous
 
 
 @triton.jit
@@ -29,6 +30,7 @@ def matmul(
     row, column = group * GROUP + inside % height, inside // height
     rows, cols = row * BM + tl.arange(0, BM), column * BN + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
+    after_previous()
     if length is None or row * BM < tl.load(length):
         summed = tl.arange(0, BK)
         left = a + (rows % M).to(tl.int64)[:, None] * K + summed[None, :]

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
+from export.kernels.order import after_previous
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
@@ -15,6 +16,7 @@ def norm(x, weight, bias, out, inverse_scale, N: tl.constexpr, WIDTH: tl.constex
     columns = tl.arange(0, WIDTH)
     inside = columns < N
     places = tl.program_id(0) * N + columns
+    after_previous()
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     if weight is not None:
         values = tl.where(inside, values - tl.sum(values, 0) / N, 0.0)

@@ -9,6 +9,8 @@ along columns, from a table of where an output pixel's taps begin and what they 
 import triton
 import triton.language as tl
 
+from export.kernels.order import after_previous
+
 
 @triton.jit
 def resize(
@@ -25,6 +27,7 @@ def resize(
     row, column = y - TOP, x - LEFT
     inside = (column >= 0) & (column < COLUMNS)
     value = tl.zeros((BLOCK,), tl.float32)
+    after_previous()
     if row >= 0 and row < ROWS:
         first = tl.load(column_starts + column, inside, 0)
         top = tl.load(row_starts + row)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded, store_geglu, store_linear, store_rope
+from export.kernels.order import after_previous
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
@@ -31,14 +32,16 @@ def skinny(
     part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
     within = lane < K // SLICES
     right = tl.load(w + (cols % N)[None, :, None] * K + part + lane, within, 0.0)
+    if modulation is not None:
+        factor = 1 + tl.load(modulation + part + lane, within, 0.0)
+        shift = tl.load(modulation + K + part + lane, within, 0.0)
+    after_previous()
     x = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
     if modulation is not None:
         x = x.to(tl.float32)
         mean = tl.sum(tl.sum(x * x, 2), 0) / K
         x *= tl.rsqrt(mean + EPSILON)[None, :, None]
-        x *= 1 + tl.load(modulation + part + lane, within, 0.0)
-        x += tl.load(modulation + K + part + lane, within, 0.0)
-        x = rounded(x, w, a_inverse_scale)
+        x = rounded(x * factor + shift, w, a_inverse_scale)
     parts = tl.dot(x, tl.permute(right, (0, 2, 1)), input_precision="ieee")
     acc = tl.sum(parts, 0) * scale
     if EPILOGUE == "rope":

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pi05_runtime.cli import bundle, device, rebuild, tune
+from pi05_runtime.cli import bundle, device, rebuild, serve, tune
 from pi05_runtime.errors import Pi05Error
 from pi05_runtime.signals import ended_by_signals
 
@@ -16,6 +16,7 @@ def main() -> None:
     device.add_commands(commands)
     rebuild.add_commands(commands)
     tune.add_commands(commands)
+    serve.add_commands(commands)
     arguments = parser.parse_args()
     try:
         with ended_by_signals():

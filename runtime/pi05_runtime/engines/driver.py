@@ -86,7 +86,8 @@ class Device(Protocol):
     def launch_kernel(
         self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
     ) -> None:
-        """Enqueues one kernel. arguments: values, and their ctypes."""
+        """Enqueues one kernel, whose blocks may come before the kernel before it has ended: it waits for that
+        one itself. arguments: values, and their ctypes."""
         ...
 
     def close(self) -> None:
@@ -103,6 +104,10 @@ class CudaDevice:
         _initialize(self._cuda)
         self._ordinal = self._call("cuDeviceGet", 0)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._ordinal)
+        self._overlap = self._cuda.CUlaunchAttribute()
+        serialized = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        self._overlap.id = serialized
+        self._overlap.value.programmaticStreamSerializationAllowed = 1
         self.activate()
 
     def activate(self) -> None:
@@ -179,7 +184,12 @@ class CudaDevice:
     def launch_kernel(
         self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
     ) -> None:
-        self._call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared, stream, arguments, 0)
+        config = self._cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes, config.hStream = shared, stream
+        config.attrs, config.numAttrs = [self._overlap], 1
+        self._call("cuLaunchKernelEx", config, kernel, arguments, 0)
 
     def close(self) -> None:
         self._call("cuDevicePrimaryCtxRelease", self._ordinal)

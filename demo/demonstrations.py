@@ -1,0 +1,162 @@
+"""Record what the demo policy learns from: MetaWorld's experts, disturbed and always knowing better.
+
+An expert that is never disturbed shows only its own narrow path, and a policy that copies it is lost one
+centimetre beside it. So the episodes here are driven by the expert plus a slowly changing disturbance of the
+hand, while every recorded chunk holds what the expert itself does from that state on, undisturbed: the
+simulator is run ahead for one horizon and put back. Episodes whose expert does not succeed are left out.
+
+Needs the simulators' environment, as record.py does. Writes one `<task>.npz` a task; each row is one
+decision: state, chunk of actions, and one WebP picture a camera, shrunk as openpi's preprocessing does.
+
+    python -m demo.demonstrations FOLDER
+"""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import metaworld
+import mujoco
+import numpy as np
+from metaworld.policies.policy import Policy
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from demo.record import CAMERAS, HEIGHT, STATE_DIMS, TASKS, WIDTH, make_env, render
+
+EPISODES = 130
+SEEDS = range(30000, 40000)  # record.py's calibration and held-out scenes have other seeds
+HORIZON = 10
+STRIDE = 3  # neighbouring frames are near copies
+MAX_STEPS = 200
+STEPS_AFTER_SUCCESS = 6
+DISTURBANCE = 0.5  # the largest standard deviation of an episode, in units of the action
+MEMORY = 0.8  # how much of the disturbance stays from one step to the next
+PICTURE = (112, 84)  # the frame's width is the policy's square
+QUALITY = 85
+
+
+@dataclass
+class Decisions:
+    """Rows of one task; `pictures` in the order of the rows, then of CAMERAS."""
+
+    episodes: list[int] = field(default_factory=list)
+    states: list[NDArray[np.float32]] = field(default_factory=list)
+    chunks: list[NDArray[np.float32]] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+
+    def extend(self, other: "Decisions") -> None:
+        for name, values in vars(self).items():
+            values += getattr(other, name)
+
+    def save(self, path: Path, prompt: str) -> None:
+        """`pictures` becomes one array of bytes, cut by the `ends` of the pictures."""
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                prompt=np.array(prompt),
+                episodes=np.array(self.episodes, np.int32),
+                states=np.stack(self.states),
+                chunks=np.stack(self.chunks),
+                pictures=np.frombuffer(b"".join(self.pictures), np.uint8),
+                ends=np.cumsum([len(picture) for picture in self.pictures]),
+            )
+
+
+def act(expert: Policy, observation: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
+
+
+def look_ahead(
+    env: metaworld.SawyerXYZEnv, expert: Policy, observation: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """The expert's next HORIZON actions; the simulator is left as it was."""
+    physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+    kept = {name: getattr(env, name) for name in ("_prev_obs", "_last_stable_obs", "curr_path_length")}
+    actions = []
+    for _ in range(HORIZON):
+        actions.append(act(expert, observation))
+        observation, *_ = env.step(actions[-1])
+    mujoco.mj_setState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_forward(env.model, env.data)
+    vars(env).update(kept)
+    return np.stack(actions)
+
+
+def picture(frame: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    shrunk = Image.fromarray(frame).resize(PICTURE, Image.Resampling.BILINEAR)
+    shrunk.save(file, "WEBP", quality=QUALITY)
+    return file.getvalue()
+
+
+def disturbances(seed: int) -> Iterator[NDArray[np.float64]]:
+    """What is added to the hand's three actions: noise with a memory, stronger in some episodes."""
+    rng = np.random.default_rng(seed)
+    strength = rng.uniform(0, DISTURBANCE)
+    offset = np.zeros(4)
+    while True:
+        fresh = strength * np.sqrt(1 - MEMORY**2) * rng.standard_normal(3)
+        offset[:3] = MEMORY * offset[:3] + fresh
+        yield offset
+
+
+def run_episode(task: str, seed: int) -> Decisions | None:
+    """Every STRIDE-th decision of one disturbed episode, or None if the expert did not succeed."""
+    env = make_env(task, seed)
+    expert = TASKS[task][1]()
+    decisions, remaining, succeeded = Decisions(), MAX_STEPS, False
+    first = seed % STRIDE
+    with mujoco.Renderer(env.model, HEIGHT, WIDTH) as renderer:
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        observation, _ = env.reset()
+        for step, disturbance in enumerate(disturbances(seed)):
+            if step % STRIDE == first:
+                frames = render(renderer, env.data)
+                decisions.episodes.append(seed)
+                decisions.states.append(observation[:STATE_DIMS].astype(np.float32))
+                decisions.pictures += [picture(frames[camera]) for camera in CAMERAS]
+                decisions.chunks.append(look_ahead(env, expert, observation))
+            action = np.clip(act(expert, observation) + disturbance, -1, 1).astype(np.float32)
+            observation, _, _, _, info = env.step(action)
+            if info["success"] and not succeeded:
+                succeeded, remaining = True, STEPS_AFTER_SUCCESS
+            remaining -= 1
+            if remaining <= 0:
+                return decisions if succeeded else None
+
+
+def record_task(task: str, folder: Path) -> None:
+    """EPISODES successful episodes of one task, in the order of their seeds."""
+    decisions, recorded, seeds = Decisions(), 0, iter(SEEDS)
+    with tqdm(total=EPISODES, desc=task, unit="episode", mininterval=30) as bar:
+        while recorded < EPISODES:
+            episode = run_episode(task, next(seeds))
+            if episode is not None:
+                decisions.extend(episode)
+                recorded += 1
+                bar.update()
+    path = folder / f"{task}.npz"
+    partial = path.with_suffix(".partial")
+    decisions.save(partial, TASKS[task][0])
+    partial.replace(path)
+    tried = seeds.__next__() - SEEDS[0]
+    size = path.stat().st_size / 1e6
+    print(f"{task}: {recorded} of {tried} episodes, {len(decisions.states)} decisions, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="Constant")  # the experts' gains exceed the action range
+    destination = Path(sys.argv[1])
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in TASKS:
+        record_task(name, destination)
