@@ -103,7 +103,7 @@ class Lessons:
         actions = torch.from_numpy((given.chunks - low) / (high - low + 1e-6) * 2 - 1).float()
         self.actions = F.pad(actions, (0, geometry.action_width - dims)).to(device)
         numbers = np.unique(given.episodes, return_inverse=True)[1]
-        held_out = torch.from_numpy(numbers % HELD_OUT == HELD_OUT - 1)
+        held_out = torch.from_numpy(numbers % HELD_OUT == 0)
         self.rows, self.held_out_rows = (torch.nonzero(m)[:, 0] for m in (~held_out, held_out))
 
     def draw(self, count: int) -> Batch:

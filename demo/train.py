@@ -27,9 +27,9 @@ from pi05_runtime.geometry import Geometry
 
 TOKENIZER = Path(__file__).with_name("tokenizer.model")
 STEPS, BATCH = 8000, 256
-RATE, WARMUP = 1e-3, 200
-AVERAGED = 1 / 20
-"""The part of the training over which weights are averaged."""
+RATE = 1e-3
+WARMUP, AVERAGED = 1 / 40, 1 / 20
+"""Parts of the training: in which the learning rate rises, and over which weights are averaged."""
 REPORTS = 20
 
 
@@ -63,7 +63,7 @@ def flow_loss(model: Reference, batch: Batch) -> Tensor:
 
 def rate(step: int, steps: int) -> float:
     """Learning rate: linear warm-up, then half a cosine down to zero."""
-    return RATE * min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
+    return RATE * min(1.0, (step + 1) / (WARMUP * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def train(

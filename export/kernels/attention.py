@@ -14,7 +14,9 @@ from export.kernels.order import after_previous
 @triton.jit
 def attention(
     q, k, v, out, length, scale, inverse_scale, ROWS, KEYS, HEADS,
-    q_row, q_head, q_batch, k_row, k_head, k_batch, out_row, out_head, out_batch,
+    Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, Q_BATCH: tl.constexpr,
+    K_ROW: tl.constexpr, K_HEAD: tl.constexpr, K_BATCH: tl.constexpr,
+    OUT_ROW: tl.constexpr, OUT_HEAD: tl.constexpr, OUT_BATCH: tl.constexpr,
     D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Queries [ROWS, D] against keys and values [KEYS, D] of each head and batch; strides in elements.
@@ -28,20 +30,20 @@ def attention(
     main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, max(REST, 1))
     after_previous()
     keys = KEYS if length is None else min(tl.load(length), KEYS)
-    q += batch * q_batch + head * q_head + rows[:, None] * q_row
+    q += batch * Q_BATCH + head * Q_HEAD + rows[:, None] * Q_ROW
     valid = (rows < ROWS)[:, None]
     q_main = tl.load(q + main[None, :], valid, 0.0)
     if REST:
         q_rest = tl.load(q + rest[None, :], valid & (rest < D)[None, :], 0.0)
         acc_rest = tl.zeros((BM, REST), tl.float32)
-    offset = batch * k_batch + head * k_head
+    offset = batch * K_BATCH + head * K_HEAD
     most = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, MAIN), tl.float32)
     for start in tl.range(0, keys, BN):
         here = start + tl.arange(0, BN)
         inside = here < keys
-        places = offset + here * k_row
+        places = offset + here * K_ROW
         scores = tl.dot(q_main, tl.load(k + places[None, :] + main[:, None], inside[None, :], 0.0))
         if REST:
             tail = inside[None, :] & (rest < D)[:, None]
@@ -59,7 +61,7 @@ def attention(
             part = tl.load(v + places[:, None] + rest[None, :], tail, 0.0)
             acc_rest = tl.dot(weights, part, acc_rest * shrink[:, None])
         most = peak
-    out += batch * out_batch + head * out_head + rows[:, None] * out_row
+    out += batch * OUT_BATCH + head * OUT_HEAD + rows[:, None] * OUT_ROW
     tl.store(out + main[None, :], rounded(acc / total[:, None], out, inverse_scale), valid)
     if REST:
         valid &= (rest < D)[None, :]

@@ -25,57 +25,79 @@ def rounded(x, out, inverse_scale):
 
 
 @triton.jit
-def store_linear(
-    acc, rows, cols, M, N: tl.constexpr, out, bias, residual, gate, inverse_scale, GELU: tl.constexpr
-):
-    """out [M, N] = residual + gate * gelu(acc + bias), each part where it is given. gate: fp32 [N]."""
-    columns = cols < N
-    mask = (rows < M)[:, None] & columns[None, :]
-    if bias is not None:
-        acc += tl.load(bias + cols, columns, 0.0).to(tl.float32)[None, :]
-    if GELU:
-        acc = gelu(acc)
-    if gate is not None:
-        acc *= tl.load(gate + cols, columns, 0.0)[None, :]
-    places = rows[:, None] * N + cols[None, :]
-    if residual is not None:
-        acc += tl.load(residual + places, mask, 0.0).to(tl.float32)
-    tl.store(out + places, rounded(acc, out, inverse_scale), mask)
+def load_columns(values, cols, N: tl.constexpr, absent: tl.constexpr):
+    """fp32 of `values` [N] at `cols`, or `absent` where there are none."""
+    if values is None:
+        found = tl.full(cols.shape, absent, tl.float32)
+    else:
+        found = tl.load(values + cols, cols < N, 0.0).to(tl.float32)
+    return found
 
 
 @triton.jit
-def store_geglu(acc, rows, cols, M, N: tl.constexpr, out, inverse_scale, BM: tl.constexpr, BN: tl.constexpr):
+def load_tile(values, rows, cols, M, N: tl.constexpr):
+    """fp32 of `values` [M, N] at a tile, zeros where there are none."""
+    if values is None:
+        found = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    else:
+        mask = (rows < M)[:, None] & (cols < N)[None, :]
+        found = tl.load(values + rows[:, None] * N + cols[None, :], mask, 0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
+def load_rotation(cos, sin, rows, cols, M, start, D: tl.constexpr):
+    """The angles of a tile within a head of D, whose row r is at position `start` + r: (cos, sin), one a pair
+    of columns. cos, sin: fp32 [positions, D / 2]."""
+    pairs = tl.min(cols, 0) % D // 2 + tl.arange(0, cols.shape[0] // 2)
+    angles = (start + rows)[:, None] * (D // 2) + pairs[None, :]
+    mask = (rows < M)[:, None] & (pairs < D // 2)[None, :]
+    return tl.load(cos + angles, mask, 0.0), tl.load(sin + angles, mask, 0.0)
+
+
+@triton.jit
+def store_linear(
+    acc, rows, cols, M, N: tl.constexpr, out, bias, residual, gate, inverse_scale, GELU: tl.constexpr
+):
+    """out [M, N] = residual + gate * gelu(acc + bias)."""
+    acc += bias[None, :]
+    if GELU:
+        acc = gelu(acc)
+    acc = acc * gate[None, :] + residual
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    tl.store(out + rows[:, None] * N + cols[None, :], rounded(acc, out, inverse_scale), mask)
+
+
+@triton.jit
+def store_geglu(acc, rows, cols, M, N: tl.constexpr, out, inverse_scale):
     """out [M, N / 2] = gelu(gate) * up, of columns gate 0, up 0, gate 1, up 1, ..."""
-    gate, up = acc.reshape(BM, BN // 2, 2).split()
-    pairs = tl.min(cols, 0) // 2 + tl.arange(0, BN // 2)
+    half: tl.constexpr = acc.shape[1] // 2
+    gate, up = acc.reshape(acc.shape[0], half, 2).split()
+    pairs = tl.min(cols, 0) // 2 + tl.arange(0, half)
     mask = (rows < M)[:, None] & (pairs < N // 2)[None, :]
     places = rows[:, None] * (N // 2) + pairs[None, :]
     tl.store(out + places, rounded(gelu(gate) * up, out, inverse_scale), mask)
 
 
 @triton.jit
-def store_rope(
-    acc, rows, cols, M, out, keys, values, cos, sin, start,
-    HEADS: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+def store_rope(acc, rows, cols, M, out, keys, values, c, s, HEADS: tl.constexpr, D: tl.constexpr):
     """Rotates and spreads a fused q/k/v product, whose columns are HEADS queries, a key and a value of D.
 
     The columns of queries and keys come as 0, D/2, 1, D/2 + 1, ...: the halves that a rotation mixes. They
-    leave in their own order: out [M, HEADS * D] and keys [M, D]. values [M, D]. cos, sin: fp32
-    [positions, D / 2], row r being at position `start` + r. A tile belongs to one of the three: BN divides D.
+    leave in their own order: out [M, HEADS * D] and keys [M, D]. values [M, D]. c, s: the tile's rotation. A
+    tile belongs to one of the three: its width divides D.
     """
+    half: tl.constexpr = acc.shape[1] // 2
     first = tl.min(cols, 0)
     head = first // D
     if head == HEADS + 1:
-        inside = first - head * D + tl.arange(0, BN)
+        inside = first - head * D + tl.arange(0, 2 * half)
         whole = (rows < M)[:, None] & (inside < D)[None, :]
         tl.store(values + rows[:, None] * D + inside[None, :], acc.to(values.dtype.element_ty), whole)
     else:
-        a, b = acc.reshape(BM, BN // 2, 2).split()
-        pairs = (first - head * D) // 2 + tl.arange(0, BN // 2)
+        a, b = acc.reshape(acc.shape[0], half, 2).split()
+        pairs = (first - head * D) // 2 + tl.arange(0, half)
         mask = (rows < M)[:, None] & (pairs < D // 2)[None, :]
-        angles = (start + rows)[:, None] * (D // 2) + pairs[None, :]
-        c, s = tl.load(cos + angles, mask, 0.0), tl.load(sin + angles, mask, 0.0)
         low, high = (a * c - b * s).to(out.dtype.element_ty), (b * c + a * s).to(out.dtype.element_ty)
         if head == HEADS:
             key = rows[:, None] * D + pairs[None, :]

@@ -1,54 +1,73 @@
 """Matrix product of many rows: the prefix, where arithmetic is what takes the time.
 
-Tiles are taken in groups of rows, so that the weights of a group stay in the L2 cache. Rows at and beyond
-`length` belong to no token: their tiles are left out, and their keys and values are zeros, since a decision
-must not depend on what an allocation held before.
+Tiles are taken in groups of rows, so that the weights of a group stay in the L2 cache. Where there are fewer
+tiles than the chip can hold, several programs share one, each summing a part of K; the last to finish, which
+a counter tells, adds the parts, always in the same order. Rows at and beyond `length` belong to no token:
+their tiles are left out, and their keys and values are zeros, since a decision must not depend on what an
+allocation held before.
 """
 
 import triton
 import triton.language as tl
 
-from export.kernels.epilogue import store_geglu, store_linear, store_rope
+from export.kernels.epilogue import (
+    load_columns,
+    load_rotation,
+    load_tile,
+    store_geglu,
+    store_linear,
+    store_rope,
+)
 from export.kernels.order import after_previous
 
 
 @triton.jit
 def matmul(
-    a, w, out, bias, residual, keys, values, cos, sin, length, M, scale, inverse_scale,
+    a, w, out, bias, residual, keys, values, cos, sin, length, parts, counters, M, scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """a [M, K] and w [N, K], both bf16 or both FP8, summed in fp32 and multiplied by `scale`.
 
-    EPILOGUE: linear, gelu, geglu or rope (epilogue.py). length: int32 [1], None where every row counts.
-    Grid: ceil(M / BM) * ceil(N / BN).
+    EPILOGUE: linear, gelu, geglu or rope (epilogue.py). length: int32 [1], None where every row counts. BK
+    divides K, and its share of SPLITS. Scratch: parts fp32 [tiles, SPLITS, BM, BN], counters int32 [tiles],
+    zero before and after. Grid: (ceil(M / BM) * ceil(N / BN), SPLITS).
     """
+    tile, split = tl.program_id(0), tl.program_id(1)
     across = tl.cdiv(N, BN)
-    group = tl.program_id(0) // (GROUP * across)
-    inside = tl.program_id(0) % (GROUP * across)
+    group, inside = tile // (GROUP * across), tile % (GROUP * across)
     height = min(tl.cdiv(M, BM) - group * GROUP, GROUP)
     row, column = group * GROUP + inside % height, inside // height
     rows, cols = row * BM + tl.arange(0, BM), column * BN + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
+    share: tl.constexpr = K // SPLITS
+    summed = split * share + tl.arange(0, BK)
+    left = a + (rows % M)[:, None] * K + summed[None, :]
+    right = w + (cols % N).to(tl.int64)[None, :] * K + summed[:, None]
     after_previous()
     if length is None or row * BM < tl.load(length):
-        summed = tl.arange(0, BK)
-        left = a + (rows % M).to(tl.int64)[:, None] * K + summed[None, :]
-        right = w + (cols % N).to(tl.int64)[None, :] * K + summed[:, None]
-        for k in tl.range(0, K, BK):
-            if K % BK == 0:
-                acc = tl.dot(tl.load(left), tl.load(right), acc)
-            else:
-                here = summed < K - k
-                x, y = tl.load(left, here[None, :], 0.0), tl.load(right, here[:, None], 0.0)
-                acc = tl.dot(x, y, acc)
+        for _ in tl.range(0, share, BK):
+            acc = tl.dot(tl.load(left), tl.load(right), acc)
             left += BK
             right += BK
+    if SPLITS > 1:
+        place = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+        mine = parts + tile * (SPLITS * BM * BN)
+        tl.store(mine + split * (BM * BN) + place, acc)
+        tl.debug_barrier()
+        if tl.atomic_add(counters + tile, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.store(counters + tile, 0)
+        acc = tl.load(mine + place)
+        for other in tl.static_range(1, SPLITS):
+            acc += tl.load(mine + other * (BM * BN) + place)
     acc *= scale
     if EPILOGUE == "rope":
-        store_rope(acc, rows, cols, M, out, keys, values, cos, sin, 0, HEADS, D, BM, BN)
+        c, s = load_rotation(cos, sin, rows, cols, M, 0, D)
+        store_rope(acc, rows, cols, M, out, keys, values, c, s, HEADS, D)
     elif EPILOGUE == "geglu":
-        store_geglu(acc, rows, cols, M, N, out, inverse_scale, BM, BN)
+        store_geglu(acc, rows, cols, M, N, out, inverse_scale)
     else:
-        gelu: tl.constexpr = EPILOGUE == "gelu"
-        store_linear(acc, rows, cols, M, N, out, bias, residual, None, inverse_scale, gelu)
+        shift, before = load_columns(bias, cols, N, 0.0), load_tile(residual, rows, cols, M, N)
+        gate = load_columns(None, cols, N, 1.0)
+        store_linear(acc, rows, cols, M, N, out, shift, before, gate, inverse_scale, EPILOGUE == "gelu")

@@ -1,9 +1,9 @@
-"""How a kernel follows the one before it: its blocks may come while that one still runs, and read what it wrote
-when it has ended.
+"""How a kernel follows the one before it: its blocks may come while that one still runs, and read what it
+wrote when it has ended.
 
 Programmatic dependent launch takes the time that a launch costs, and that of reading weights, out of the way.
-Before the wait a kernel may read what no kernel writes, weights alone, and may write nothing. Every kernel
-waits, so all before the previous one have ended too; the compiler refuses one that does not (compile.py).
+Before it waits, a kernel may read what no kernel writes, and may write nothing. Every kernel waits, so all
+before the previous one have ended too; the compiler refuses one that does not (compile.py).
 """
 
 import triton
@@ -11,7 +11,14 @@ import triton.language as tl
 
 
 @triton.jit
-def after_previous():
-    """Lets the next launch's blocks come as soon as all of this one's have, and waits for the previous one."""
-    tl.extra.cuda.gdc_launch_dependents()
+def after_previous(early: tl.constexpr = True):
+    """Waits for the previous launch, and lets the next one's blocks come as soon as all of this one's have.
+
+    Unless `early`, as soon as all have waited: the next launch may then read, before it waits itself, what
+    was written before this one.
+    """
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
+    if not early:
+        tl.extra.cuda.gdc_launch_dependents()

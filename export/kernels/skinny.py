@@ -8,7 +8,15 @@ done by each program anew: the rows are few, and a launch saved is worth more th
 import triton
 import triton.language as tl
 
-from export.kernels.epilogue import rounded, store_geglu, store_linear, store_rope
+from export.kernels.epilogue import (
+    load_columns,
+    load_rotation,
+    load_tile,
+    rounded,
+    store_geglu,
+    store_linear,
+    store_rope,
+)
 from export.kernels.order import after_previous
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
@@ -32,28 +40,30 @@ def skinny(
     part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
     within = lane < K // SLICES
     right = tl.load(w + (cols % N)[None, :, None] * K + part + lane, within, 0.0)
+    shift = load_columns(bias, cols, N, 0.0)
+    if EPILOGUE == "euler":
+        factor = tl.full(cols.shape, tl.load(dt), tl.float32)
+    else:
+        factor = load_columns(gate, cols, N, 1.0)
+    if EPILOGUE == "rope":
+        c, s = load_rotation(cos, sin, rows, cols, M, tl.load(length), D)
     if modulation is not None:
-        factor = 1 + tl.load(modulation + part + lane, within, 0.0)
-        shift = tl.load(modulation + K + part + lane, within, 0.0)
-    after_previous()
+        grown = 1 + tl.load(modulation + part + lane, within, 0.0)
+        moved = tl.load(modulation + K + part + lane, within, 0.0)
+    # Attention, which comes after a rotation, reads the cache before it waits.
+    after_previous(early=EPILOGUE != "rope")
     x = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
+    before = load_tile(residual, rows, cols, M, N)
     if modulation is not None:
         x = x.to(tl.float32)
         mean = tl.sum(tl.sum(x * x, 2), 0) / K
         x *= tl.rsqrt(mean + EPSILON)[None, :, None]
-        x = rounded(x * factor + shift, w, a_inverse_scale)
-    parts = tl.dot(x, tl.permute(right, (0, 2, 1)), input_precision="ieee")
+        x = rounded(x * grown + moved, w, a_inverse_scale)
+    parts = tl.dot(x, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
     acc = tl.sum(parts, 0) * scale
     if EPILOGUE == "rope":
-        start = tl.load(length)
-        store_rope(acc, rows, cols, M, out, keys, values, cos, sin, start, HEADS, D, BM, BN)
+        store_rope(acc, rows, cols, M, out, keys, values, c, s, HEADS, D)
     elif EPILOGUE == "geglu":
-        store_geglu(acc, rows, cols, M, N, out, inverse_scale, BM, BN)
-    elif EPILOGUE == "euler":
-        mask = (rows < M)[:, None] & (cols < N)[None, :]
-        places = rows[:, None] * N + cols[None, :]
-        velocity = acc + tl.load(bias + cols, cols < N, 0.0)[None, :]
-        before = tl.load(residual + places, mask, 0.0)
-        tl.store(out + places, before + tl.load(dt) * velocity, mask)
+        store_geglu(acc, rows, cols, M, N, out, inverse_scale)
     else:
-        store_linear(acc, rows, cols, M, N, out, bias, residual, gate, inverse_scale, False)
+        store_linear(acc, rows, cols, M, N, out, shift, before, factor, inverse_scale, False)

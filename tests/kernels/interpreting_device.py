@@ -18,7 +18,9 @@ ELEMENTS = {kind: dtype for dtype, kind in TYPES.items()} | {"u8": torch.uint8}
 
 def stand_ins(wanted: Sequence[Specialization]) -> dict[Specialization, Binary]:
     """In place of machine code, the number of what is to be interpreted."""
-    return {s: Binary(str(i).encode(), s.kernel, 0, s.warps * 32, 1, 0, {}, True) for i, s in enumerate(wanted)}
+    return {
+        s: Binary(str(i).encode(), s.kernel, 0, s.warps * 32, 1, 0, {}, True) for i, s in enumerate(wanted)
+    }
 
 
 class InterpretingDevice(HostDevice):

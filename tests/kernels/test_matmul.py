@@ -8,28 +8,43 @@ from export.engine.plan.source import interleave_halves, interleave_pair
 from export.kernels.matmul import matmul
 from tests.kernels.operands import FP8, bf16, codes, near, rope_tables, rotate
 
-TILES = {"BM": 32, "BN": 32, "BK": 64, "GROUP": 2}
+TILES = {"BM": 32, "BN": 32, "BK": 16, "GROUP": 2, "SPLITS": 1}
 
 
 def run(a, w, out, M=None, **given):
     """The kernel over its whole grid, with what is not given left out."""
-    names = ("bias", "residual", "keys", "values", "cos", "sin", "length")
+    names = ("bias", "residual", "keys", "values", "cos", "sin", "length", "parts", "counters")
     constants = {"N": len(w), "K": w.shape[1], "HEADS": 0, "D": 0, "EPILOGUE": "linear", **TILES}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     rows = len(a)
-    grid = (-(-rows // constants["BM"]) * -(-len(w) // constants["BN"]),)
+    tiles = -(-rows // constants["BM"]) * -(-len(w) // constants["BN"])
+    grid = (tiles, constants["SPLITS"])
+    if constants["SPLITS"] > 1:
+        given["parts"] = torch.full((*grid, constants["BM"], constants["BN"]), float("nan"))
+        given["counters"] = torch.zeros(tiles, dtype=torch.int32)
     operands = dict.fromkeys(names) | {"scale": 1.0, "inverse_scale": 1.0} | given
     matmul[grid](a, w, out, M=rows, **operands, **constants)
+    assert constants["SPLITS"] == 1 or not given["counters"].any()
     return out
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize(("rows", "n", "k"), [(64, 64, 128), (1, 16, 64), (50, 72, 80), (97, 130, 588)])
+@pytest.mark.parametrize(("rows", "n", "k"), [(64, 64, 128), (1, 16, 64), (50, 72, 80), (97, 130, 576)])
 def test_product(fp8: bool, rows: int, n: int, k: int) -> None:
     make = codes if fp8 else bf16
     a, w = make(rows, k), make(n, k)
     expected = a.float() @ w.float().T * 0.5
     near(run(a, w, torch.empty(rows, n).bfloat16(), scale=0.5), expected)
+
+
+@pytest.mark.parametrize("splits", [2, 3, 4])
+def test_parts_of_a_sum_are_added_once_and_in_order(splits: int) -> None:
+    a, w, bias, residual = bf16(70, 192), bf16(40, 192), bf16(40), bf16(70, 40)
+    given = {"bias": bias, "residual": residual, "SPLITS": splits, "EPILOGUE": "gelu"}
+    out = run(a, w, torch.empty(70, 40).bfloat16(), **given)
+    expected = F.gelu(a.float() @ w.float().T + bias.float(), approximate="tanh") + residual.float()
+    near(out, expected)
+    assert torch.equal(out, run(a, w, torch.empty(70, 40).bfloat16(), **given))
 
 
 def test_bias_gelu_and_residual() -> None:

@@ -15,7 +15,7 @@ from export.engine.plan.launches import (
     skinny,
 )
 from export.engine.plan.source import Source
-from export.engine.plan.tiles import power_of_two, tiles
+from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
@@ -26,6 +26,8 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
     """images -> image_tokens."""
     v, rows = g.vision, views * g.vision.tokens
     width, head = v.width, v.width // v.heads
+    # SigLIP's hidden units are no multiple of what a product takes at a time.
+    mlp = ceil(v.mlp, DEPTH) * DEPTH
     side, pixels = v.image_size // v.patch, 3 * v.patch**2
     x = b.result(BF16, rows, width)
     b.launch(
@@ -52,14 +54,14 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
         mixed = activations(b, s.linear(f"{layer}.out"), rows, width)
         row, batch = 3 * width, v.tokens * 3 * width
         strides = {
-            "q_row": row,
-            "q_head": head,
-            "q_batch": batch,
-            "k_row": row,
-            "k_head": head,
-            "k_batch": batch,
+            "Q_ROW": row,
+            "Q_HEAD": head,
+            "Q_BATCH": batch,
+            "K_ROW": row,
+            "K_HEAD": head,
+            "K_BATCH": batch,
         }
-        strides |= {"out_row": width, "out_head": head, "out_batch": v.tokens * width}
+        strides |= {"OUT_ROW": width, "OUT_HEAD": head, "OUT_BATCH": v.tokens * width}
         attention(
             b, f"{layer}.attention", qkv, qkv.at(width), qkv.at(2 * width), mixed, s.linear(f"{layer}.out"),
             rows=v.tokens, keys=v.tokens, dim=head, strides=strides, heads=v.heads, batches=views,
@@ -68,10 +70,13 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
         matmul(b, s, f"{layer}.out", mixed, rows, out=after, residual=x)
         y = activations(b, s.linear(f"{layer}.fc1"), rows, width)
         norm(b, s, f"{layer}.norm2", after, rows, width, y, s.linear(f"{layer}.fc1"))
-        hidden = activations(b, s.linear(f"{layer}.fc2"), rows, v.mlp)
-        matmul(b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu")
+        hidden = activations(b, s.linear(f"{layer}.fc2"), rows, mlp)
+        matmul(
+            b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu",
+            size=(mlp, width),
+        )  # fmt: skip
         x = b.result(BF16, rows, width)
-        matmul(b, s, f"{layer}.fc2", hidden, rows, out=x, residual=after)
+        matmul(b, s, f"{layer}.fc2", hidden, rows, out=x, residual=after, size=(width, mlp))
     y = activations(b, s.linear("projector"), rows, width)
     norm(b, s, "norm", x, rows, width, y, s.linear("projector"))
     matmul(b, s, "projector", y, rows, out=b.port("image_tokens", BF16))
@@ -109,8 +114,8 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
         norm(b, s, f"{layer}.attention_norm", x, rows, p.width, y, s.linear(f"{layer}.qkv"))
         matmul(b, s, f"{layer}.qkv", y, rows, heads=heads, length=length)
         mixed = activations(b, s.linear(f"{layer}.o"), rows, p.heads * p.head_dim)
-        one = {"q_row": p.head_dim, "k_row": p.head_dim, "out_row": p.head_dim}
-        none = dict.fromkeys(("q_head", "q_batch", "k_head", "k_batch", "out_head", "out_batch"), 0)
+        one = {"Q_ROW": p.head_dim, "K_ROW": p.head_dim, "OUT_ROW": p.head_dim}
+        none = dict.fromkeys(("Q_HEAD", "Q_BATCH", "K_HEAD", "K_BATCH", "OUT_HEAD", "OUT_BATCH"), 0)
         attention(
             b, f"{layer}.attention", heads.queried, heads.keys, heads.values, mixed, s.linear(f"{layer}.o"),
             rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=one | none, length=length,
@@ -150,7 +155,7 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
         o, down = s.linear(f"{layer}.o"), s.linear(f"{layer}.down")
         mixed = activations(b, o, horizon, e.heads * e.head_dim)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
-        decode_attention(b, f"{layer}.attention", heads, horizon, keys, values, length, mixed, o)
+        decode_attention(b, f"{layer}.attention", heads, horizon, prefix, keys, values, length, mixed, o)
         after = b.result(BF16, horizon, e.width)
         skinny(b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2))
         hidden = activations(b, down, horizon, e.mlp)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from export.engine.plan.builder import Builder, Operand, Result, Value
@@ -68,20 +69,31 @@ def matmul(
     residual: Value | None = None,
     heads: Heads | None = None,
     length: Value | None = None,
+    size: tuple[int, int] | None = None,
 ) -> None:
     """x [rows, in] through the layer `name`. out: its result, for the layer `following` if that reads codes;
-    with `heads` three results, rotated. length: rows that count."""
-    layer = source.linear(name)
-    n, _ = layer.weight.shape
+    with `heads` three results, rotated. length: rows that count. size: [out, in] of the layer, where outputs
+    or inputs of zeros are to make it larger than it is."""
+    layer = source.linear(name).grown(size)
+    n, k = layer.weight.shape
+    choices = tuple(matmul_tiles(rows, n, k, layer.fp8, heads.dim if heads else None))
+    count = {t: ceil(rows, t["BM"]) * ceil(n, t["BN"]) for t in choices}
+    shared = {t: count[t] for t in choices if t["SPLITS"] > 1}
+    scratch: dict[str, Operand] = {}
+    if shared:
+        elements = max(tiles * t["SPLITS"] * t["BM"] * t["BN"] for t, tiles in shared.items())
+        scratch["parts"] = b.result(torch.float32, elements)
+        scratch["counters"] = _counters(b, max(shared.values()))
     b.launch(
         name,
         matmul_kernels.matmul,
         _operands(b, source, name, layer, x, rows, epilogue, heads)
         | {"out": out, "residual": residual, "length": length, "inverse_scale": inverse(following)}
-        | _destinations(heads),
+        | _destinations(heads)
+        | scratch,
         _constants(layer, epilogue, heads),
-        tuple(matmul_tiles(n, layer.fp8, heads.dim if heads else None)),
-        lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]),),
+        choices,
+        lambda t: (count[t], t["SPLITS"]),
     )
 
 
@@ -139,7 +151,7 @@ def _operands(
     return {
         "a": x,
         "w": b.weight(name, partial(_arranged, layer, epilogue, heads)),
-        "bias": optional(b, source, f"{name}.bias"),
+        "bias": optional(b, source, f"{name}.bias", len(layer.weight)),
         "M": rows,
         "scale": layer.scale * (layer.input_scale or 1.0),
     }
@@ -166,9 +178,20 @@ def _arranged(layer: Linear, epilogue: str, heads: Heads | None) -> Tensor:
     return interleave_pair(layer.weight) if epilogue == "geglu" else layer.weight
 
 
-def optional(b: Builder, source: Source, name: str) -> Value | None:
-    """A tensor of the component, if it has it."""
-    return b.weight(name, lambda: source.tensor(name)) if name in source else None
+def optional(b: Builder, source: Source, name: str, size: int) -> Value | None:
+    """A vector of the component, if it has it, with zeros up to `size`."""
+    if name not in source:
+        return None
+    return b.weight(name, lambda: _grown(source.tensor(name), size))
+
+
+def _grown(vector: Tensor, size: int) -> Tensor:
+    return F.pad(vector, (0, size - len(vector)))
+
+
+def _counters(b: Builder, count: int) -> Value:
+    """Zeros, which every kernel that counts in them leaves as they were."""
+    return b.weight(f"counters.{count}", lambda: torch.zeros(count, dtype=torch.int32))
 
 
 def norm(
@@ -180,8 +203,8 @@ def norm(
         norm_kernels.norm,
         {
             "x": x,
-            "weight": optional(b, source, f"{name}.weight"),
-            "bias": optional(b, source, f"{name}.bias"),
+            "weight": optional(b, source, f"{name}.weight", width),
+            "bias": optional(b, source, f"{name}.bias", width),
             "out": out,
             "inverse_scale": inverse(following),
         },
@@ -226,8 +249,8 @@ def attention(
     b.launch(
         name,
         attention_kernels.attention,
-        operands | strides,
-        {"D": dim, "MAIN": main, "REST": rest},
+        operands,
+        {**strides, "D": dim, "MAIN": main, "REST": rest},
         tuple(attention_tiles(rows)),
         lambda t: (ceil(rows, t["BM"]), heads * batches),
     )
@@ -238,17 +261,17 @@ def decode_attention(
     name: str,
     heads: Heads,
     rows: int,
+    prefix: int,
     keys: Value,
     values: Value,
     length: Value,
     out: Value,
     following: Linear,
 ) -> None:
-    """The chunk's queries over the cache and over its own keys."""
-    choices = tuple(decode_attention_tiles(rows))
-    splits, height = max(t["SPLITS"] for t in choices), choices[0]["BM"]
+    """The chunk's queries over the cache of `prefix` rows and over its own keys."""
+    choices = tuple(decode_attention_tiles(rows, prefix))
+    programs, height = max(t["SPLITS"] for t in choices) + 1, choices[0]["BM"]
     n = heads.queries
-    counters = b.weight("counters", lambda: torch.zeros(n, dtype=torch.int32))
     b.launch(
         name,
         decode_kernels.decode_attention,
@@ -260,15 +283,15 @@ def decode_attention(
             "own_values": heads.values,
             "length": length,
             "out": out,
-            "parts": b.result(torch.float32, n, splits, height, heads.dim),
-            "peaks": b.result(torch.float32, n, splits, height),
-            "totals": b.result(torch.float32, n, splits, height),
-            "counters": counters,
+            "parts": b.result(torch.float32, n, programs, height, heads.dim),
+            "peaks": b.result(torch.float32, n, programs, height),
+            "totals": b.result(torch.float32, n, programs, height),
+            "counters": _counters(b, n),
             "M": rows,
             "scale": heads.dim**-0.5 * LOG2_E,
             "inverse_scale": inverse(following),
         },
         {"HEADS": n, "D": heads.dim},
         choices,
-        lambda t: (n, t["SPLITS"]),
+        lambda t: (n, t["SPLITS"] + 1),
     )

@@ -4,7 +4,7 @@ Kernels read [out, in], the ONNX holds [in, out]; and some kernels want columns 
 meets in an epilogue meets in one thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -34,6 +34,14 @@ class Linear:
     @property
     def fp8(self) -> bool:
         return self.input_scale is not None
+
+    def grown(self, size: tuple[int, int] | None) -> "Linear":
+        """With outputs and inputs of zeros, up to `size`: what they give and take is nothing."""
+        if size is None or size == tuple(self.weight.shape):
+            return self
+        weight = self.weight.new_zeros(size)
+        weight[: self.weight.shape[0], : self.weight.shape[1]] = self.weight
+        return replace(self, weight=weight)
 
 
 class Source:

@@ -1,7 +1,6 @@
 """`pi05 serve`: a bundle for robots that speak openpi's websocket protocol."""
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ def serve(arguments: argparse.Namespace) -> None:
             name = f"{policy.manifest.name} {policy.manifest.version}, {policy.steps} steps"
             print(f"{name}: ws://{host}:{port}", flush=True)
 
-        number = asyncio.run(serve_until_told(server, arguments.host, arguments.port, ready))
+        number = serve_until_told(server, arguments.host, arguments.port, ready)
     sys.exit(128 + number)
 
 

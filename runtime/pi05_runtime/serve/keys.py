@@ -43,7 +43,7 @@ class Keys:
                 raise ObservationError(f"--map {entry!r}: {len(keys)} keys found, one expected for a camera")
             self._sources[part] = keys
             given.add(part)
-        used = [key for part, keys in self._sources.items() for key in {_own(part), *keys}]
+        used = [*AS_THEY_ARE] + [key for part, keys in self._sources.items() for key in {_own(part), *keys}]
         if twice := sorted({key for key in used if used.count(key) > 1}):
             raise ObservationError(f"--map: {twice} found for two parts, keys of its own for each expected")
 

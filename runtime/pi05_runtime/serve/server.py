@@ -198,9 +198,13 @@ class PolicyServer:
         await connection.close(CloseCode.INTERNAL_ERROR, REFUSED)
 
 
-async def serve_until_told(server: PolicyServer, host: str, port: int, ready: Callable[[int], None]) -> int:
+def serve_until_told(server: PolicyServer, host: str, port: int, ready: Callable[[int], None]) -> int:
     """The number of the signal that ended it: the robot's connection is closed, a decision under way is
     waited for. ready: called with the port. Errors as `PolicyServer.listening`."""
+    return asyncio.run(_until_told(server, host, port, ready))
+
+
+async def _until_told(server: PolicyServer, host: str, port: int, ready: Callable[[int], None]) -> int:
     loop = asyncio.get_running_loop()
     told: asyncio.Future[int] = loop.create_future()
 

@@ -43,8 +43,8 @@ def unpack(frame: bytes | str) -> Any:
         )
     except ValueError as error:
         raise ObservationError(
-            f"frame: {len(frame)} bytes that are no msgpack of an observation found ({error}), one expected; "
-            "use openpi-client"
+            f"frame: {len(frame)} bytes that are no msgpack of an observation found "
+            f"({str(error) or type(error).__name__}), one expected; use openpi-client"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """A robot that has openpi-client and knows nothing of this project; runs in that client's own environment.
 
-`python openpi_robot.py HOST PORT COUNT FILE`: sends the observation of an npz file COUNT times, and prints what
-came back as JSON.
+`python openpi_robot.py HOST PORT COUNT FILE`: sends the observation of an npz file COUNT times, and prints
+what came back as JSON.
 """
 
 import json
