@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from demo.record import CAMERAS, HEIGHT, STATE_DIMS, TASKS, WIDTH, make_env, render
 
-EPISODES = 130
+EPISODES = 120
 SEEDS = range(30000, 40000)  # record.py's calibration and held-out scenes have other seeds
 HORIZON = 10
 STRIDE = 3  # neighbouring frames are near copies
@@ -149,7 +149,7 @@ def record_task(task: str, folder: Path) -> None:
     partial = path.with_suffix(".partial")
     decisions.save(partial, TASKS[task][0])
     partial.replace(path)
-    tried = seeds.__next__() - SEEDS[0]
+    tried = next(seeds) - SEEDS[0]
     size = path.stat().st_size / 1e6
     print(f"{task}: {recorded} of {tried} episodes, {len(decisions.states)} decisions, {size:.1f} MB")
 

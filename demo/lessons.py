@@ -23,7 +23,7 @@ from pi05_runtime.interface import Interface, Normalization, Statistics
 from pi05_runtime.preprocess.normalize import normalize_state
 from pi05_runtime.preprocess.prompt import Prompter
 
-CAMERAS = ("corner2", "gripperPOV")
+CAMERAS: tuple[str, ...] = ("corner2", "gripperPOV")
 MAX_PROMPT_TOKENS = 64
 HELD_OUT = 20
 """One episode of so many is not learned from, but measured on."""
@@ -49,7 +49,7 @@ class Demonstrations:
 
     def statistics(self) -> dict[str, Statistics]:
         """Of `state` and `actions`, as openpi computes them: over every row."""
-        return {"state": _statistics(self.states), "actions": _statistics(self.chunks.reshape(-1, 4))}
+        return {"state": _statistics(self.states), "actions": _statistics(np.concatenate(self.chunks))}
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,9 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     real = lessons.interface.action_dims
     print(f"{len(lessons.rows)} decisions to learn from, {len(lessons.held_out_rows)} held out", flush=True)
-    held_out, losses, start, learned = lessons.held_out(512), [], time.perf_counter(), torch.zeros(())
-    every = max(1, steps // REPORTS)
+    held_out, every, start = lessons.held_out(512), max(1, steps // REPORTS), time.perf_counter()
+    recent: list[Tensor] = []
+    losses: list[float] = []
     with torch.device(device):
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -95,16 +96,16 @@ def train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average.update_parameters(model)
-            learned = learned.to(device) + loss[:real].detach().mean() / every
+            recent.append(loss[:real].detach().mean())
             if (step + 1) % every == 0:
                 with torch.no_grad():
                     losses.append(float(flow_loss(averaged, held_out)[:real].mean()))
-                seconds = time.perf_counter() - start
+                learned, seconds = float(torch.stack(recent).mean()), time.perf_counter() - start
                 print(
-                    f"step {step + 1}: loss {float(learned):.4f}, held out {losses[-1]:.4f}, {seconds:.0f} s",
+                    f"step {step + 1}: loss {learned:.4f}, held out {losses[-1]:.4f}, {seconds:.0f} s",
                     flush=True,
                 )
-                learned = torch.zeros(())
+                recent.clear()
     return {name: weight.cpu() for name, weight in averaged.state_dict().items()}, losses
 
 

@@ -12,28 +12,28 @@ from export.kernels.epilogue import (
     load_columns,
     load_rotation,
     load_tile,
-    rounded,
     store_geglu,
     store_linear,
     store_rope,
 )
-from export.kernels.order import after_previous
+from export.kernels.order import after_previous, prefetch
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
 
 @triton.jit
 def skinny(
-    a, w, out, bias, residual, modulation, gate, keys, values, cos, sin, length, dt, M,
+    a, w, out, bias, residual, modulation, gate, keys, values, cos, sin, length, dt, ahead, M,
     scale, a_inverse_scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
+    AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """a [M, K] as w [N, K] has it, or bf16 and not yet normed where `modulation` is given: fp32 scale [K] and
     shift [K], adaRMS before the product. WIDTH: the power of two that holds K / SLICES.
 
     EPILOGUE: linear, geglu, rope, or euler: out = residual + dt * (acc + bias), all fp32. gate: fp32 [N].
-    length: int32 [1], position of row 0, for rope alone. Grid: ceil(N / BN).
+    length: int32 [1], position of row 0, for rope alone. ahead: AHEAD bytes that a launch to come will read.
+    Grid: ceil(N / BN).
     """
     rows, cols = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     lane = tl.arange(0, WIDTH)[None, None, :]
@@ -48,8 +48,10 @@ def skinny(
     if EPILOGUE == "rope":
         c, s = load_rotation(cos, sin, rows, cols, M, tl.load(length), D)
     if modulation is not None:
-        grown = 1 + tl.load(modulation + part + lane, within, 0.0)
-        moved = tl.load(modulation + K + part + lane, within, 0.0)
+        grown = (1 + tl.load(modulation + part + lane, within, 0.0)) * a_inverse_scale
+        moved = tl.load(modulation + K + part + lane, within, 0.0) * a_inverse_scale
+    if ahead is not None:
+        prefetch(ahead, tl.program_id(0), tl.cdiv(N, BN), AHEAD)
     # Attention, which comes after a rotation, reads the cache before it waits.
     after_previous(early=EPILOGUE != "rope")
     x = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
@@ -58,7 +60,7 @@ def skinny(
         x = x.to(tl.float32)
         mean = tl.sum(tl.sum(x * x, 2), 0) / K
         x *= tl.rsqrt(mean + EPSILON)[None, :, None]
-        x = rounded(x * grown + moved, w, a_inverse_scale)
+        x = (x * grown + moved).to(w.dtype.element_ty)
     parts = tl.dot(x, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
     acc = tl.sum(parts, 0) * scale
     if EPILOGUE == "rope":

@@ -30,7 +30,10 @@ _dot = interpreter.InterpreterBuilder.create_dot
 def _convert(values: Any, source: Any, target: Any, _: Any) -> Any:
     """The bits of `values` in another format."""
     bits = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    result = torch.from_numpy(bits.copy()).view(_TORCH[source]).to(_TORCH[target])
+    given = torch.from_numpy(bits.copy()).view(_TORCH[source])
+    if target == tl.float8e4nv:
+        given = given.float().clamp(-448, 448)
+    result = given.to(_TORCH[target])
     stored = result.view(torch.uint8).numpy().view(_STORED[_TORCH[target].itemsize])
     return stored.reshape(np.shape(values))
 
@@ -48,5 +51,6 @@ def _widened(operand: Any) -> Any:
 
 interpreter._convert_float = _convert
 interpreter.InterpreterBuilder.create_dot = _product
-# Interpreted launches follow one another anyway.
+# Interpreted launches follow one another anyway, and there is no cache to fill.
 extra.cuda.gdc_wait = extra.cuda.gdc_launch_dependents = lambda: None
+tl.inline_asm_elementwise = lambda *_, **__: None

@@ -48,11 +48,11 @@ def test_heads_that_share_keys_see_the_length_alone(length: int) -> None:
 @pytest.mark.parametrize("tile", [64, 128])
 def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int) -> None:
     heads, dim, prefix, height = 2, 16, 300, max(16, 1 << (horizon - 1).bit_length())
-    splits = -(-prefix // tile)
+    splits, width = -(-(prefix + horizon) // tile), 1 << (-(-(prefix + horizon) // tile) - 1).bit_length()
     q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
     own_k, own_v = bf16(horizon, dim), bf16(horizon, dim)
     k[length:], v[length:] = NAN, NAN
-    scratch = [torch.full((heads, splits + 1, height, *tail), NAN) for tail in ((dim,), (), ())]
+    scratch = [torch.full((heads, splits, height, *tail), NAN) for tail in ((dim,), (), ())]
     counters, n = torch.zeros(heads, dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
     keys, values = torch.cat([k[:length], own_k]).float(), torch.cat([v[:length], own_v]).float()
     expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None]).transpose(
@@ -60,9 +60,9 @@ def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int)
     )
     for _ in range(2):  # the counters are as they were
         out = torch.empty(horizon, heads, dim).bfloat16()
-        decode_attention[(heads, splits + 1)](
+        decode_attention[(heads, splits)](
             q, k, v, own_k, own_v, n, out, *scratch, counters, horizon, dim**-0.5 * LOG2_E, 1.0,
-            heads, dim, splits, height, tile,
+            heads, dim, splits, width, height, tile, 16,
         )  # fmt: skip
         near(out, expected, tolerance=5e-3)
         assert not counters.any()

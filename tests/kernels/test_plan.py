@@ -9,7 +9,7 @@ import pytest
 from export.component import component_signatures
 from export.engine.plan import describe, kernels_of, write
 from export.engine.plan.source import Source
-from export.kernels.compile import Specialization
+from export.kernels.compile import Chip, Specialization
 from export.params import load_params
 from pi05_runtime import policy as policy_module
 from pi05_runtime.engines import plan as plan_module
@@ -36,7 +36,9 @@ def plans(
         patch.chdir(workspace)
         params = load_params()
         buckets = params.export.prompt_buckets
-        described = {c: describe(c, Source(c, params.components[c].recipe), buckets) for c in COMPONENTS}
+        described = {
+            c: describe(Chip.of(CHIP), c, Source(c, params.components[c].recipe), buckets) for c in COMPONENTS
+        }
         wanted = list(dict.fromkeys(s for c, shapes in described.items() for s in kernels_of(c, shapes)))
         for component, shapes in described.items():
             write(out / f"{component}.plan", component, CHIP, shapes, stand_ins(wanted))

@@ -36,9 +36,13 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
-def test_a_run_that_fails_is_recorded_and_the_others_go_on(out: Path) -> None:
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(GateError, match=r"cosine 0\.1 found"):
         command.main(str(out), "--target", "cpu-ort", "--bundle", "any")
+    said = capsys.readouterr().out
+    assert "good: 1 steps" in said and "first action 2.00 s, denoise qkv x18 1.440 ms, vision norm1" in said
     found = read_report(out / FILE)
     assert [(r.name, len(r.steps)) for r in found.runs] == [("good", 2), ("late", 2)]
     assert [(r.name, r.reason) for r in found.refused] == [("wrong", "cosine 0.1 found")]

@@ -3,7 +3,7 @@
 import pytest
 
 from pi05_runtime.geometry import PI05
-from validate.benchmark.floors import CHIPS, Chip, Cost, cost, find_chip
+from validate.benchmark.floors import CHIPS, Chip, Cost, cost, find_chip, parts
 from validate.benchmark.profiles import PROFILES
 
 H100, THOR = CHIPS
@@ -96,6 +96,32 @@ def test_a_layer_that_is_kept_is_bf16() -> None:
 
 def test_a_precision_without_a_rate_has_no_floor() -> None:
     assert at("C", "prefill", "int8").milliseconds(H100) is None
+
+
+@pytest.mark.parametrize("component", ["vision", "prefill", "denoise"])
+def test_a_component_is_its_parts_and_its_ports(component: str) -> None:
+    p, whole = PROFILES["C"], at("C", component, "fp8")
+    found = parts(component, PI05, p.views, p.prefix(PI05), p.horizon, "fp8").values()
+    for precision, size in whole.weights.items():
+        assert size == sum(part.weights.get(precision, 0) for part in found)
+    for precision, done in whole.operations.items():
+        assert done == sum(part.operations.get(precision, 0) for part in found)
+    cache = 18 * 2 * 532 * 256 * 2
+    assert sum(part.moved for part in found) == (cache if component == "denoise" else 0) < whole.moved
+
+
+def test_the_floor_of_one_launch() -> None:
+    found = parts("denoise", PI05, 2, 532, 10, "fp8")
+    assert found["layers.17.gate_up"].milliseconds(H100) == (
+        pytest.approx(1e3 * 2 * 4096 * 1024 / 2.9e12),
+        "memory",
+    )
+    assert found["layers.0.attention"].operations == {"bf16": 4 * 10 * 542 * 8 * 256}
+    assert found["layers.0.attention"].moved == 2 * 532 * 256 * 2
+    prefill = parts("prefill", PI05, 2, 532, 10, "fp8")
+    floor, bound = prefill["layers.0.down"].milliseconds(H100) or (0, "")
+    assert bound == "operations" and floor == pytest.approx(1e3 * 2 * 532 * 16384 * 2048 / 1271e12)
+    assert "layers.17.attention" not in prefill and "last.kv" in prefill
 
 
 def test_chips_are_found_by_name() -> None:

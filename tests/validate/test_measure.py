@@ -8,29 +8,41 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
 
+from pi05_runtime import golden
 from pi05_runtime import manifest as contract
 from pi05_runtime.errors import GateError
+from pi05_runtime.plan import Shaped, read_plan
 from pi05_runtime.verify import hash_file
 from tests.kernels.interpreting_device import InterpretingDevice
-from tests.validate.conftest import STEPS, TINY
+from tests.validate.conftest import STEPS, TARGET, TINY, interpreting
 from validate.benchmark import measure as module
 from validate.benchmark.floors import CHIPS, cost
+from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.measure import Calls, Subject, measure, time_calls
+from validate.benchmark.results import Run
 
 H100 = CHIPS[0]
 
 
-def test_a_seeded_engine_passes_its_gate_and_is_timed(
-    subject: Subject, interpreted: list[InterpretingDevice]
-) -> None:
-    *_, run = measure(subject, STEPS, Calls(0, 2), H100)
+@pytest.fixture(scope="module")
+def measured(seeded_bundle: Path) -> Run:
+    subject = Subject("tiny fp8", "tiny", seeded_bundle, TARGET, "seeded")
+    with interpreting() as devices:
+        *_, run = measure(subject, STEPS, Calls(0, 1), H100)
+    # For the memory in use, for decisions, and for the networks alone.
+    assert all(device.closed and device.leaks == 0 for device in devices) and len(devices) == 3
+    return run
+
+
+def test_a_seeded_engine_passes_its_gate_and_is_timed(measured: Run) -> None:
+    run = measured
     assert run.golden.cosine.keys() == set(STEPS) and min(run.golden.cosine.values()) >= 0.995
     assert run.golden.threshold == 0.995 and run.recipes == dict.fromkeys(
         ("vision", "prefill", "denoise"), "fp8"
     )
     assert (run.shape.views, run.shape.prefix, run.shape.prompt, run.shape.horizon) == (2, 16, 8, 4)
     (steps,) = run.steps
-    assert steps.alone.keys() == {"vision", "prefill", "denoise"} and len(steps.samples_ms) == 2
+    assert steps.alone.keys() == {"vision", "prefill", "denoise"} and len(steps.samples_ms) == 1
     assert steps.inside.keys() == {"preprocess", "decision"}
     row = run.seed["1_steps"]
     assert row.e2e_total_ms == steps.total.median_ms and row.vision_ms == steps.alone["vision"].median_ms
@@ -40,7 +52,46 @@ def test_a_seeded_engine_passes_its_gate_and_is_timed(
     floors = [cost(c, TINY, 2, 16, 4, "fp8").milliseconds(H100) for c in run.recipes]
     assert steps.floor_ms == pytest.approx(sum(f[0] for f in floors if f))
     assert steps.distance == pytest.approx(steps.total.median_ms / steps.floor_ms)
-    assert all(device.closed and device.leaks == 0 for device in interpreted) and len(interpreted) == 2
+    assert run.load_s == pytest.approx(sum(run.loading.parts_s.values())) and run.first_s > 0
+
+
+def test_every_launch_is_in_the_table(measured: Run, subject: Subject) -> None:
+    run = measured
+    layers = {"vision": TINY.vision.depth, "prefill": TINY.prefix.depth - 1, "denoise": TINY.expert.depth}
+    assert {n: sum(la.launches for la in run.launches if la.network == n) for n in layers} == {
+        n: len(shaped.launches) for n, shaped in _shaped(subject).items()
+    }
+    for la in run.launches:
+        counted = "norm" not in la.name and la.name != "join"
+        assert (la.floor_us is not None) == (la.distance is not None) == counted, la
+        assert la.each_us >= 0 and la.decision_ms == pytest.approx(la.each_us * la.launches / 1e3)
+    named = {(la.network, la.name): la.launches for la in run.launches}
+    assert named["vision", "projector"] == 1 and named["denoise", "action_out"] == 1
+    assert all(named[network, "attention"] == count for network, count in layers.items())
+    assert sum(la.share for la in run.launches) == pytest.approx(1)
+    assert run.outside.keys() == {"fill", "copies"}
+
+
+def test_where_loading_goes(subject: Subject, interpreted: list[InterpretingDevice]) -> None:
+    manifest = contract.read_manifest(subject.bundle)
+    target = manifest.targets[subject.target]
+    with load_policy(subject.bundle, subject.target, None) as (policy, load):
+        before = describe(policy, load, subject.bundle, subject.target, None)
+        sample, _ = golden.observation(subject.bundle, manifest.golden.file, manifest.golden.prompt)
+        policy.infer(sample)
+        found = describe(policy, load, subject.bundle, subject.target, None)
+        held = sum(len(array) for device in interpreted for array in device.memory.values())
+    assert list(found.parts_s) == ["device", "verify", "open"] and min(found.parts_s.values()) > 0
+    assert found.engine_bytes == {n: manifest.files[e.file].size for n, e in target.engines.items()}
+    assert found.verified_bytes == sum(manifest.files[name].size for name in target.files)
+    # The weights are there when the policy is, the rest comes with the first decision.
+    assert before.gpu_bytes and found.gpu_bytes == held > before.gpu_bytes > max(found.engine_bytes.values())
+
+
+def _shaped(subject: Subject) -> dict[str, Shaped]:
+    engines = contract.read_manifest(subject.bundle).targets[subject.target].engines
+    plans = {n: read_plan(subject.bundle / e.file).plan for n, e in engines.items()}
+    return {n: plan.shaped[0] for n, plan in plans.items()}
 
 
 def test_a_wrong_engine_is_not_timed(
@@ -48,10 +99,10 @@ def test_a_wrong_engine_is_not_timed(
 ) -> None:
     bundle = copytree(subject.bundle, tmp_path / "bundle")
     manifest = contract.read_manifest(bundle)
-    golden = bundle / manifest.golden.file
-    tensors = load_file(golden)
-    save_file(tensors | {f"actions.{n}": -tensors[f"actions.{n}"] for n in STEPS}, golden)
-    files = manifest.files | {manifest.golden.file: hash_file(golden)}
+    file = bundle / manifest.golden.file
+    tensors = load_file(file)
+    save_file(tensors | {f"actions.{n}": -tensors[f"actions.{n}"] for n in STEPS}, file)
+    files = manifest.files | {manifest.golden.file: hash_file(file)}
     changed = replace(manifest, files=files)
     (bundle / contract.FILE).write_bytes(contract.encode(changed))
     monkeypatch.setattr(module, "time_calls", lambda *_: pytest.fail("a wrong engine was timed"))

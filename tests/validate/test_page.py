@@ -61,6 +61,25 @@ def test_it_holds_the_figures() -> None:
     assert "of another device and shape" in text and "profile C: 2 views, 532 prefix tokens" in text
 
 
+def test_kernels_come_costliest_first() -> None:
+    text = page(report())
+    assert -1 < text.index("denoise qkv") < text.index("vision norm1")
+    row = text[text.index("denoise qkv") :].partition("</tr>")[0]
+    for figure in ("skinny", ">18<", "8.00", "1.44", "96.4%", "width:8.00rem", "2.50", "memory", "3.20"):
+        assert figure in row, figure
+    # The table's sum, and that of the networks alone at 10 steps.
+    assert "sum to 1.49 ms" in text and "take 5.00 ms" in text
+    assert "Kernels</h3>" not in page(replace(report(), runs=(replace(run(), launches=()),)))
+
+
+def test_it_says_where_loading_goes() -> None:
+    text = page(report())
+    assert "first action 2.00 s: device 0.25, verify 0.88, open 0.62, first decision 0.25" in text
+    assert "prefill 1,900.0" in text and "5,000.0 MB were verified" in text and "decision: 2,718.0 MB" in text
+    loading = replace(run().loading, gpu_bytes=None)
+    assert "GPU memory" not in page(replace(report(), runs=(replace(run(), loading=loading),)))
+
+
 def test_what_others_wrote_is_no_markup() -> None:
     text = page(report())
     assert "A &lt;processor&gt; &amp; more" in text and "cosine 0.42 &lt; 0.995" in text

@@ -12,7 +12,7 @@ from pi05_runtime.errors import EngineError
 from pi05_runtime.lock import Lock
 from pi05_runtime.staging import write_file
 from tests.pipeline import ROOT
-from tests.validate.conftest import PROFILE, TARGET, TINY
+from tests.validate.conftest import CHIP, PROFILE, TARGET, TINY
 from validate.benchmark import kernels, maker, seeded
 from validate.benchmark.__main__ import main
 from validate.benchmark.kernels import Compiled, KernelsFile, read_kernels
@@ -42,8 +42,8 @@ def test_codes_and_scales_are_those_of_the_pipeline() -> None:
 
 
 def test_kernels_travel(tmp_path: Path) -> None:
-    wanted = kernels.wanted(TINY, PROFILE, "bf16")
-    binary = Binary(b"code", "entry", 1, 128, 64, 0, {"HGMMA": 2})
+    wanted = kernels.wanted(CHIP, TINY, PROFILE, "bf16")
+    binary = Binary(b"code", "entry", 1, 128, 64, 0, {"HGMMA": 2}, True)
     compiled = [Compiled(wanted[0], binary, None), Compiled(wanted[1], None, "it spills")]
     path = tmp_path / "kernels"
     write_file(path, kernels.pack(KernelsFile(TARGET, Lock("triton", "3.9.0", "9.0"), tuple(compiled))))

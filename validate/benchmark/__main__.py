@@ -43,6 +43,8 @@ from validate.benchmark.results import (
 )
 
 TOKENIZER = Path("demo/tokenizer.model")
+COSTLIEST = 3
+"""Rows of the kernel table that the terminal shows."""
 
 
 class Record:
@@ -259,9 +261,11 @@ def main(*arguments: str) -> None:
 
 
 def _line(run: Run) -> str:
-    return ", ".join(
-        f"{s.steps} steps {s.total.median_ms:.3f} ms (p99 {s.total.p99_ms:.3f})" for s in run.steps
-    )
+    parts = [f"{s.steps} steps {s.total.median_ms:.3f} ms (p99 {s.total.p99_ms:.3f})" for s in run.steps]
+    parts.append(f"load to first action {run.load_s + run.first_s:.2f} s")
+    costliest = sorted(run.launches, key=lambda la: -la.decision_ms)[:COSTLIEST]
+    parts += [f"{la.network} {la.name} x{la.launches} {la.decision_ms:.3f} ms" for la in costliest]
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -84,31 +84,48 @@ def cost(
     component: str, g: Geometry, views: int, prefix: int, horizon: int, recipe: str, keep: Sequence[str] = ()
 ) -> Cost:
     """A component at one shape; denoise for one step. prefix: tokens, of images and prompt."""
-    tokens = views * g.vision.tokens
-    cache = 2 * g.prefix.depth * prefix * g.prefix.head_dim * CODED
     if component == "vision":
-        linears = list(_vision(g, tokens))
-        attention = g.vision.depth * views * 4 * g.vision.tokens**2 * g.vision.width
-        moved = views * 3 * g.vision.image_size**2 * FLOAT + tokens * g.prefix.width * CODED
+        pixels, tokens = views * 3 * g.vision.image_size**2, views * g.vision.tokens
+        moved = pixels * FLOAT + tokens * g.prefix.width * CODED
     elif component == "prefill":
-        linears = list(_prefill(g, prefix))
-        attention = (g.prefix.depth - 1) * 4 * prefix**2 * g.prefix.heads * g.prefix.head_dim
-        moved = prefix * g.prefix.width * CODED + cache
+        moved = prefix * (g.prefix.width + 2 * g.prefix.depth * g.prefix.head_dim) * CODED
     else:
-        linears = list(_denoise(g, horizon))
-        attention = g.expert.depth * 4 * horizon * (prefix + horizon) * g.expert.heads * g.expert.head_dim
-        moved = cache + (g.modulations * 3 * g.expert.width + 2 * horizon * g.action_width) * FLOAT
+        moved = (g.modulations * 3 * g.expert.width + 2 * horizon * g.action_width) * FLOAT
     weights: Counter[str] = Counter()
-    # Attention is computed in bf16, whatever the recipe.
-    operations = Counter({"bf16": attention})
-    for linear in linears:
-        precision = _precision(linear, recipe, keep)
-        size = linear.inputs * linear.outputs
-        weights[precision] += round(size * BYTES[precision])
-        # fp32 layers are tiny, and int4 holds weights alone: both could be multiplied in bf16.
-        computed = "bf16" if precision in ("fp32", "int4") else precision
-        operations[computed] += 2 * linear.rows * size
+    operations: Counter[str] = Counter()
+    for part in parts(component, g, views, prefix, horizon, recipe, keep).values():
+        weights.update(part.weights)
+        operations.update(part.operations)
+        moved += part.moved
     return Cost(dict(weights), moved, dict(operations))
+
+
+def parts(
+    component: str, g: Geometry, views: int, prefix: int, horizon: int, recipe: str, keep: Sequence[str] = ()
+) -> dict[str, Cost]:
+    """Each matrix product and attention of a component, under its launch's name in a kernel plan: weights and
+    operations, and of what is moved the cache alone, where attention reads it."""
+    # Attention is computed in bf16, whatever the recipe.
+    if component == "vision":
+        linears, layers = _vision(g, views * g.vision.tokens), g.vision.depth
+        attention = Cost({}, 0, {"bf16": views * 4 * g.vision.tokens**2 * g.vision.width})
+    elif component == "prefill":
+        linears, layers = _prefill(g, prefix), g.prefix.depth - 1
+        attention = Cost({}, 0, {"bf16": 4 * prefix**2 * g.prefix.heads * g.prefix.head_dim})
+    else:
+        linears, layers = _denoise(g, horizon), g.expert.depth
+        done = 4 * horizon * (prefix + horizon) * g.expert.heads * g.expert.head_dim
+        attention = Cost({}, 2 * prefix * g.prefix.head_dim * CODED, {"bf16": done})
+    products = {linear.name: _product(linear, recipe, keep) for linear in linears}
+    return products | {f"layers.{i}.attention": attention for i in range(layers)}
+
+
+def _product(linear: Linear, recipe: str, keep: Sequence[str]) -> Cost:
+    precision = _precision(linear, recipe, keep)
+    size = linear.inputs * linear.outputs
+    # fp32 layers are tiny, and int4 holds weights alone: both could be multiplied in bf16.
+    computed = "bf16" if precision in ("fp32", "int4") else precision
+    return Cost({precision: round(size * BYTES[precision])}, 0, {computed: 2 * linear.rows * size})
 
 
 def _precision(linear: Linear, recipe: str, keep: Sequence[str]) -> str:

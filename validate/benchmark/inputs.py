@@ -10,6 +10,7 @@ from pi05_runtime.rebuilt import read_rebuilt
 from pi05_runtime.tables import TokenEmbedding
 from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
+from pi05_runtime.tuned import read_tuned
 from pi05_runtime.verify import target_files
 
 
@@ -33,3 +34,10 @@ def engine_files(
     if engines is not None and find_target(target).from_onnx:
         return engines, read_rebuilt(engines, bundle, manifest, target).engines
     return bundle, target_files(manifest, target).engines
+
+
+def chosen_variants(bundle: Path, target: str, engines: Path | None) -> Mapping[str, Mapping[str, int]]:
+    """Network -> group of launches -> variant, where `pi05 tune` chose. Errors: BundleError."""
+    if engines is None or find_target(target).engine != "plan":
+        return {}
+    return read_tuned(engines, bundle, target).choices

@@ -48,13 +48,13 @@ class KernelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {c.wanted: c.binary or Refused(c.refused or "") for c in self.compiled}
 
 
-def wanted(geometry: Geometry, profile: Profile, recipe: Recipe) -> list[Specialization]:
+def wanted(chip: Chip, geometry: Geometry, profile: Profile, recipe: Recipe) -> list[Specialization]:
     """Every variant of every launch, each once."""
     weights = seeded_weights(geometry, NO_DATA)
     modules = components(weights, geometry, interface_of(profile), NO_DATA)
     ranges = {c: dict.fromkeys(quantizable(m), 1.0) for c, m in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
-        described = describe(profile, geometry, recipe, modules, ranges, NO_DATA, Path(folder))
+        described = describe(chip, profile, geometry, recipe, modules, ranges, NO_DATA, Path(folder))
         # Still there: staging follows from the policy's description.
         with chdir(folder):
             found = [s for component, one in described.items() for s in plan.kernels_of(component, one)]
@@ -72,8 +72,9 @@ def compile_file(
     if path.is_dir():
         raise BenchmarkError(f"{path}: a folder found, a file to write expected; name another")
     lock = read_lock(target)
-    every = dict.fromkeys(s for p in profiles for r in recipes for s in wanted(geometry, p, r))
-    compiled = compile_kernels(Chip(int(chosen.compute_capability.replace(".", ""))), every)
+    chip = Chip.of(chosen.compute_capability)
+    every = dict.fromkeys(s for p in profiles for r in recipes for s in wanted(chip, geometry, p, r))
+    compiled = compile_kernels(chip, every)
     entries = [
         Compiled(s, None, b.reason) if isinstance(b, Refused) else Compiled(s, b, None)
         for s, b in compiled.items()

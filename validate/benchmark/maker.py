@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from export.engine import plan
 from export.engine.plan import Described
-from export.kernels.compile import Binary, Refused, Specialization
+from export.kernels.compile import Binary, Chip, Refused, Specialization
 from export.model.schedule import modulation_table, times
 from export.params import Params
 from export.stage import progress
@@ -84,7 +84,8 @@ class Maker:
             modulation = torch.from_numpy(read_schedule(folder / SCHEDULE, STEPS[-1]).modulation)
             ranges = calibrated(modules, given[1:], modulation.to(self.device), self.device)
             told = folder.parent / "described"
-            described = describe(profile, g, recipe, modules, ranges, self.device, told)
+            chip = Chip.of(find_target(self.target).compute_capability or "")
+            described = describe(chip, profile, g, recipe, modules, ranges, self.device, told)
             del modules
             with chdir(told):
                 engines = self._write_plans(folder, described, recipe)

@@ -5,7 +5,7 @@ graph, so that what a decision costs beyond its networks can be seen.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,27 @@ from msgspec.structs import replace
 
 from export.stage import progress
 from pi05_runtime import golden
+from pi05_runtime.engines.plan import PlanProgram
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.manifest import Manifest
 from pi05_runtime.policy import Policy
 from pi05_runtime.targets import find_target
-from validate.benchmark.floors import Chip, cost
-from validate.benchmark.inputs import engine_files, golden_inputs
-from validate.benchmark.networks import open_networks
-from validate.benchmark.results import Floor, Golden, Run, Shape, Steps, Timing, seed_rows, summarize
+from validate.benchmark.floors import Chip, cost, parts
+from validate.benchmark.inputs import chosen_variants, engine_files, golden_inputs
+from validate.benchmark.launches import kernel_table
+from validate.benchmark.loading import describe, load_policy
+from validate.benchmark.networks import Networks, open_networks
+from validate.benchmark.results import (
+    Floor,
+    Golden,
+    Launches,
+    Run,
+    Shape,
+    Steps,
+    Timing,
+    seed_rows,
+    summarize,
+)
 
 CPU_CALLS, GPU_CALLS = (5, 30), (300, 1000)
 """Warm-up calls, and calls that count. A GPU's clocks settle after about 300."""
@@ -38,9 +51,6 @@ class Subject:
     target: str
     parameters: str
     engines: Path | None = None
-
-    def load(self) -> Policy:
-        return Policy.load(self.bundle, self.target, engines=self.engines)
 
 
 @dataclass(frozen=True)
@@ -72,13 +82,14 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
 
     Errors: GateError if the golden sample fails: a wrong engine is not timed. And whatever loading raises.
     """
-    start = time.perf_counter()
-    with subject.load() as policy:
+    asked = (subject.bundle, subject.target, subject.engines)
+    with load_policy(*asked) as (policy, load):
         manifest = policy.manifest
         sample, _ = golden.observation(subject.bundle, manifest.golden.file, manifest.golden.prompt)
-        loaded = time.perf_counter()
+        start = time.perf_counter()
         policy.infer(sample)
-        first = time.perf_counter()
+        first_s = time.perf_counter() - start
+        loading = describe(policy, load, *asked)
         judged = golden.judge(policy, subject.bundle, subject.target)
         run = Run(
             name=subject.name,
@@ -86,8 +97,9 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
             shape=_shape(subject, manifest, sample),
             recipes=_recipes(subject, manifest),
             golden=Golden({r.steps: r.cosine for r in judged}, judged[0].threshold),
-            load_s=loaded - start,
-            first_s=first - loaded,
+            load_s=sum(loading.parts_s.values()),
+            first_s=first_s,
+            loading=loading,
             steps=(),
             floors={},
         )
@@ -102,18 +114,52 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
             yield _finished(run, manifest, decisions, {}, chip)
     alone: dict[int, dict[str, Timing]] = {}
     if find_target(subject.target).compute_capability is not None:
-        with open_networks(subject.bundle, subject.target, subject.engines) as networks:
+        with open_networks(*asked) as networks:
             for n in decisions:
                 if calls.over:
                     missing = f"networks alone at {n} steps: the time limit came first"
                     run = replace(run, missing=(*run.missing, missing))
                     continue
-                replays = networks.replays(n)
-                alone[n] = {
-                    name: summarize(time_calls(replay, calls, f"{subject.name}, {name}"), calls.warm_up)
-                    for name, replay in replays.items()
-                }
+                alone[n] = _summaries(networks.replays(n), calls, subject.name)
+            if calls.over:
+                missing = "copies and launches alone: the time limit came first"
+                run = replace(run, missing=(*run.missing, missing))
+            elif decisions:
+                run = replace(run, outside=_summaries(networks.outside(), calls, subject.name))
+                if isinstance(networks.program, PlanProgram):
+                    table = _launches(
+                        subject, networks, networks.program, run, manifest, max(decisions), chip
+                    )
+                    run = replace(run, launches=table)
     yield _finished(run, manifest, decisions, alone, chip)
+
+
+def _summaries(work: Mapping[str, Callable[[], None]], calls: Calls, title: str) -> dict[str, Timing]:
+    return {
+        name: summarize(time_calls(one, calls, f"{title}, {name}"), calls.warm_up)
+        for name, one in work.items()
+    }
+
+
+def _launches(
+    subject: Subject,
+    networks: Networks,
+    program: PlanProgram,
+    run: Run,
+    manifest: Manifest,
+    steps: int,
+    chip: Chip | None,
+) -> tuple[Launches, ...]:
+    """The kernel table of what the run measured."""
+    folder, entries = engine_files(subject.bundle, manifest, subject.target, subject.engines)
+    files = {network: folder / entry.file for network, entry in entries.items()}
+    choices = chosen_variants(subject.bundle, subject.target, subject.engines)
+    shape, g, keep = run.shape, manifest.geometry, _kept(run, manifest)
+    costs = {
+        c: parts(c, g, shape.views, shape.prefix, shape.horizon, recipe, keep[c])
+        for c, recipe in run.recipes.items()
+    }
+    return kernel_table(networks, program, files, choices, costs, steps, chip)
 
 
 def _decisions(
@@ -137,10 +183,7 @@ def _finished(
 ) -> Run:
     """The run with all that follows from what was measured."""
     shape = run.shape
-    keep = {
-        c: next((v.keep for v in manifest.components.get(c, ()) if v.recipe == recipe), ())
-        for c, recipe in run.recipes.items()
-    }
+    keep = _kept(run, manifest)
     costs = {
         c: cost(c, manifest.geometry, shape.views, shape.prefix, shape.horizon, recipe, keep[c])
         for c, recipe in run.recipes.items()
@@ -179,6 +222,14 @@ def _finished(
         )
     done = tuple(steps)
     return replace(run, steps=done, floors=floors, seed=seed_rows(done))
+
+
+def _kept(run: Run, manifest: Manifest) -> dict[str, Sequence[str]]:
+    """Component -> patterns of the layers that its recipe leaves in bf16."""
+    return {
+        c: next((v.keep for v in manifest.components.get(c, ()) if v.recipe == recipe), ())
+        for c, recipe in run.recipes.items()
+    }
 
 
 def _component(steps: list[Steps], component: str) -> float | None:

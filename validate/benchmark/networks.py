@@ -1,10 +1,11 @@
 """Each network of a decision in a CUDA graph of its own, over the golden sample's data.
 
 The engine captures whole decisions, which says nothing of what takes the time. The same program is opened
-here a second time, beside the policy's, and its networks are captured one by one.
+here a second time, beside the policy's, and its networks are captured one by one; and, apart from them, what
+a decision does besides.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pi05_runtime import golden
+from pi05_runtime.engines import open_program
 from pi05_runtime.engines.buffers import byte_size, encode
-from pi05_runtime.engines.driver import CudaDevice, Device
+from pi05_runtime.engines.driver import Bytes, CudaDevice, Device
+from pi05_runtime.engines.frames import Frames
 from pi05_runtime.engines.graph import Graph, capture
 from pi05_runtime.engines.graph_engine import Program
 from pi05_runtime.geometry import Signature, decision_networks, fixed_shape, signatures
-from pi05_runtime.manifest import Manifest, read_manifest
+from pi05_runtime.manifest import read_manifest
 from pi05_runtime.tables import Schedule, read_schedule
-from pi05_runtime.targets import find_target
-from pi05_runtime.tuned import read_tuned
-from validate.benchmark.inputs import engine_files, golden_inputs
+from validate.benchmark.inputs import chosen_variants, engine_files, golden_inputs
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
+Images = Sequence[npt.NDArray[np.uint8]]
+INPUTS = ("images", "prompt_embeddings", "prefix_length", "x")
+"""Of a decision."""
 
 
 class Networks:
-    """A program's networks, bound at one set of shapes, with memory for every port."""
+    """A program's networks, bound at one set of shapes, with memory for every port. names: of those that a
+    decision runs."""
 
     def __init__(
         self,
@@ -35,55 +41,111 @@ class Networks:
         program: Program,
         ports: Mapping[str, Signature],
         arrays: Arrays,
+        frames: Images,
         schedules: Callable[[int], Schedule],
         held: ExitStack,
     ) -> None:
-        """arrays: what a decision is given, by port. held: takes what is to be closed."""
-        self._device, self._schedules, self._held = device, schedules, held
-        self._networks = decision_networks(program.networks)
+        """arrays: what a decision is given, by port. frames: those that its images come from. held: takes
+        what is to be closed."""
+        self.device, self.program = device, program
+        self.names = decision_networks(program.networks)
+        self._arrays, self._frames, self._held = arrays, frames, held
+        self._names = {n: [p.name for p in (*ports[n].inputs, *ports[n].outputs)] for n in self.names}
+        self._ports = {p.name: p for n in self.names for p in (*ports[n].inputs, *ports[n].outputs)}
         bucket = len(arrays["prompt_embeddings"])
         tokens = next(p.shape[0] for p in ports["vision"].outputs)
-        found = {p.name: p for n in self._networks for p in (*ports[n].inputs, *ports[n].outputs)}
-        shapes = {name: fixed_shape(p, bucket, int(tokens)) for name, p in found.items()}
-        self._stream = device.create_stream()
-        held.callback(device.destroy_stream, self._stream)
-        self._addresses = {name: device.alloc(byte_size(p, shapes[name])) for name, p in found.items()}
-        for address in self._addresses.values():
-            held.callback(device.free, address)
+        self._shapes = {name: fixed_shape(p, bucket, int(tokens)) for name, p in self._ports.items()}
+        self.stream = device.create_stream()
+        held.callback(device.destroy_stream, self.stream)
+        self._addresses = {
+            name: self._alloc(byte_size(p, self._shapes[name])) for name, p in self._ports.items()
+        }
         schedule = schedules(1)
         given = {**arrays, "modulation": schedule.modulation[0], "dt": np.asarray(schedule.dt)}
-        for name in found.keys() & given.keys():
-            device.upload(self._addresses[name], encode(found[name], shapes[name], given[name]), self._stream)
-            device.synchronize(self._stream)
+        for name in self._ports.keys() & given.keys():
+            device.upload(self._addresses[name], self._encode(name, given[name]), self.stream)
+            device.synchronize(self.stream)
         self._launches: dict[str, Callable[[int], None]] = {}
-        for network in self._networks:
-            names = [p.name for p in (*ports[network].inputs, *ports[network].outputs)]
-            launch = program.bind(network, {name: shapes[name] for name in names}, self._stream)
-            self._launches[network] = partial(launch, {name: self._addresses[name] for name in names})
+        for network in self.names:
+            launch = program.bind(network, self.shapes(network), self.stream)
+            self._launches[network] = partial(launch, self.addresses(network))
             # In the order of a decision, so that each reads what the one before it wrote.
-            self._launches[network](self._stream)
-            device.synchronize(self._stream)
+            self._launches[network](self.stream)
+            device.synchronize(self.stream)
         self._graphs: dict[tuple[str, int], Graph] = {}
+
+    def shapes(self, network: str) -> dict[str, tuple[int, ...]]:
+        """Of its ports."""
+        return {name: self._shapes[name] for name in self._names[network]}
+
+    def addresses(self, network: str) -> dict[str, int]:
+        """Of its ports, which hold the golden sample's data."""
+        return {name: self._addresses[name] for name in self._names[network]}
 
     def replays(self, steps: int) -> dict[str, Callable[[], None]]:
         """Network -> what replays it once and waits; denoise does all its steps, each from the same state."""
         found: dict[str, Callable[[], None]] = {}
-        for network in self._networks:
+        for network in self.names:
             times = steps if network == "denoise" else 1
-            if (network, times) not in self._graphs:
-                graph = capture(self._device, self._stream, partial(self._enqueue, network, times), network)
-                self._held.callback(graph.close)
-                self._graphs[network, times] = graph
-            found[network] = partial(self._replay, self._graphs[network, times])
+            found[network] = self._graph(network, times, partial(self._enqueue, network, times))
         return found
+
+    def outside(self) -> dict[str, Callable[[], None]]:
+        """What a decision does besides its networks, as results.Run has it, each to be done once."""
+        stager = self.program.stager
+        frames = None
+        if stager is not None:
+            sizes = tuple(frame.shape[:2] for frame in self._frames)
+            frames = Frames(self.device, stager, sizes, self.stream, self._alloc, self._held)
+        names = [name for name in INPUTS if frames is None or name != "images"]
+        pinned = {name: self._alloc_host(name) for name in names}
+        actions = self._alloc_host("x")
+
+        def fill() -> None:
+            if frames is not None:
+                frames.fill(self._frames)
+            for name, memory in pinned.items():
+                memory[:] = self._encode(name, self._arrays[name])
+
+        def copy(stream: int) -> None:
+            if frames is not None:
+                frames.enqueue(self._addresses["images"], stream)
+            for name, memory in pinned.items():
+                self.device.upload(self._addresses[name], memory, stream)
+            self.device.download(actions, self._addresses["x"], stream)
+
+        fill()
+        copy(self.stream)
+        self.device.synchronize(self.stream)
+        return {"fill": fill, "copies": self._graph("copies", 1, copy)}
+
+    def _graph(self, name: str, times: int, enqueue: Callable[[int], None]) -> Callable[[], None]:
+        if (name, times) not in self._graphs:
+            graph = capture(self.device, self.stream, enqueue, name)
+            self._held.callback(graph.close)
+            self._graphs[name, times] = graph
+        return partial(self._replay, self._graphs[name, times])
 
     def _enqueue(self, network: str, times: int, stream: int) -> None:
         for _ in range(times):
             self._launches[network](stream)
 
     def _replay(self, graph: Graph) -> None:
-        graph.launch(self._stream)
-        self._device.synchronize(self._stream)
+        graph.launch(self.stream)
+        self.device.synchronize(self.stream)
+
+    def _encode(self, name: str, values: npt.NDArray[np.generic]) -> Bytes:
+        return encode(self._ports[name], self._shapes[name], values)
+
+    def _alloc(self, size: int) -> int:
+        address = self.device.alloc(size)
+        self._held.callback(self.device.free, address)
+        return address
+
+    def _alloc_host(self, name: str) -> Bytes:
+        memory = self.device.alloc_host(byte_size(self._ports[name], self._shapes[name]))
+        self._held.callback(self.device.free_host, memory)
+        return memory
 
 
 @contextmanager
@@ -93,35 +155,19 @@ def open_networks(bundle: Path, target: str, engines: Path | None) -> Iterator[N
     interface = manifest.interface
     ports = signatures(manifest.geometry, len(interface.cameras), interface.horizon)
     inputs, noise = golden_inputs(bundle, manifest)
+    sample, _ = golden.observation(bundle, manifest.golden.file, manifest.golden.prompt)
+    frames = [sample["images"][camera] for camera in interface.cameras]
     arrays: dict[str, npt.NDArray[np.generic]] = {
         "images": inputs.images,
         "prompt_embeddings": inputs.prompt_embeddings,
         "prefix_length": np.asarray(inputs.prefix_length, np.int32),
         "x": noise,
     }
-    with ExitStack() as held:
-        device = held.enter_context(closing(CudaDevice()))
-        program = held.enter_context(closing(_program(bundle, manifest, target, engines, ports, device)))
-        schedules = partial(read_schedule, bundle / manifest.schedule)
-        yield Networks(device, program, ports, arrays, schedules, held)
-
-
-def _program(
-    bundle: Path,
-    manifest: Manifest,
-    target: str,
-    engines: Path | None,
-    ports: Mapping[str, Signature],
-    device: Device,
-) -> Program:
-    kind = find_target(target).engine
     folder, entries = engine_files(bundle, manifest, target, engines)
     files = {network: folder / entry.file for network, entry in entries.items()}
-    if kind == "plan":
-        from pi05_runtime.engines.plan import PlanProgram
-
-        choices = {} if engines is None else read_tuned(engines, bundle, target).choices
-        return PlanProgram(files, ports, device, choices)
-    from pi05_runtime.engines.tensorrt import TensorRTProgram
-
-    return TensorRTProgram(kind, files, ports, device)
+    choices = chosen_variants(bundle, target, engines)
+    with ExitStack() as held:
+        device = held.enter_context(closing(CudaDevice()))
+        program = held.enter_context(closing(open_program(target, files, ports, device, choices)))
+        schedules = partial(read_schedule, bundle / manifest.schedule)
+        yield Networks(device, program, ports, arrays, frames, schedules, held)

@@ -23,6 +23,7 @@ th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px sol
   vertical-align: top }
 th { font-weight: 600; color: #555 } th:first-child, td:first-child, td.words, th.words { text-align: left }
 td, th { white-space: nowrap } td.words, th.words, th:first-child, td:first-child { white-space: normal }
+.bar { display: inline-block; height: .7rem; background: #3b75af }
 tr.main td { font-weight: 600 } p { margin: .4rem 0; max-width: 46rem }
 .quiet { color: #666; font-size: .87rem }
 .bad { border-left: 4px solid #b00020; padding-left: .7rem }
@@ -36,8 +37,9 @@ METHOD = """
 <p>A total is the wall-clock time of one call of <code>Policy.infer</code>. <em>Within it</em> is what the
 policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for by
 itself, denoise with all its steps. What the total has beyond the sum of the networks is staging, copies and
-launching. A peer starts from preprocessed images and token ids on the host and ends with normalised actions
-there.</p>
+launching: <em>fill</em> is bringing the inputs into pinned memory, <em>copies</em> a CUDA graph of all
+copies of a decision and, where the GPU resizes frames, of that. A peer starts from preprocessed images and
+token ids on the host and ends with normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so nothing reaches it.</p>
@@ -110,15 +112,32 @@ def _run(run: Run) -> str:
     words = (
         f"{_shape(run)}; images of {height_width}; {precision}; {shape.parameters}. The golden sample passed "
         f"first: smallest cosine {min(run.golden.cosine.values()):.6f}, at least {run.golden.threshold} "
-        f"expected. Loaded in {run.load_s:.2f} s, first decision in {run.first_s:.2f} s."
+        f"expected."
     )
     parts = [f"<h2>{escape(f'{run.name} on {run.target}')}</h2><p>{escape(words)}</p>"]
     if run.missing:
         parts.append(f'<p class="bad">Left out: {escape("; ".join(run.missing))}</p>')
+    parts.append(_loading(run))
     if run.steps:
         parts += [plots.latency(run), _timings(run), "<h3>Distance to the floor</h3>", _floors(run)]
+        if run.launches:
+            parts += ["<h3>Kernels</h3>", _launches(run)]
         parts += ["<h3>Distribution</h3>", plots.distribution(run)]
     return "".join([*parts, "<h3>Peers in the same run</h3>", _peers(run)])
+
+
+def _loading(run: Run) -> str:
+    load, total = run.loading, run.load_s + run.first_s
+    seconds = {**load.parts_s, "first decision": run.first_s}
+    engines = ", ".join(f"{network} {size / 1e6:,.1f}" for network, size in load.engine_bytes.items())
+    where = ", ".join(f"{part} {s:.2f}" for part, s in seconds.items())
+    words = (
+        f"Load to first action {total:.2f} s: {where}. Engines, in MB: {engines}; "
+        f"{load.verified_bytes / 1e6:,.1f} MB were verified."
+    )
+    if load.gpu_bytes is not None:
+        words += f" GPU memory after the first decision: {load.gpu_bytes / 1e6:,.1f} MB."
+    return f"<p>{escape(words)}</p>"
 
 
 def _timings(run: Run) -> str:
@@ -131,6 +150,7 @@ def _timings(run: Run) -> str:
         rows += [("", f"{name}, alone", *_cells(t, rate=False)) for name, t in s.alone.items()]
         if s.rest_ms is not None:
             rows.append(("", "beyond the networks", figure(s.rest_ms), *[""] * 7))
+    rows += [("any N", f"{name}, alone", *_cells(t, rate=False)) for name, t in run.outside.items()]
     heads = ("", "ms", "median", "p90", "p99", "min", "p99 - median", "p99 / median", "Hz", "calls")
     return table(heads, rows, words=(1,), main=main)
 
@@ -160,6 +180,36 @@ def _floors(run: Run) -> str:
     known = any(f.floor_ms for f in run.floors.values())
     told = "" if known else "<p>No floor: the rates of this device are not in the table of chips.</p>"
     return told + plots.distances(run) + table(heads, rows, words=(1, 3, 4))
+
+
+def _launches(run: Run) -> str:
+    """The costliest first."""
+    found = sorted(run.launches, key=lambda la: -la.decision_ms)
+    most = found[0].decision_ms or 1.0
+    rows = [
+        (
+            escape(f"{la.network} {la.name}"),
+            escape(la.kernel),
+            f"{la.launches}",
+            figure(la.each_us),
+            figure(la.decision_ms),
+            f"{la.share:.1%}",
+            f'<span class="bar" style="width:{la.decision_ms / most * 8:.2f}rem"></span>',
+            figure(la.floor_us) if la.floor_us else "",
+            la.bound or "",
+            f"{la.distance:.2f}" if la.distance is not None else "",
+        )
+        for la in found
+    ]
+    last = max(run.steps, key=lambda s: s.steps)
+    ms, alone = f"ms, N = {last.steps}", sum(t.median_ms for t in last.alone.values())
+    heads = ("launch", "kernel", "a pass", "us each", ms, "share", "", "floor us", "bound by", "over floor")
+    told = (
+        f"Each row is timed by itself, reading its weights from memory. The rows sum to "
+        f"{figure(sum(la.decision_ms for la in found))} ms; the networks alone, where launches overlap, take "
+        f"{figure(alone)} ms."
+    )
+    return f'{table(heads, rows, words=(1, 6, 8))}<p class="quiet">{told}</p>'
 
 
 def _peers(run: Run) -> str:

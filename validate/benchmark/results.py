@@ -84,6 +84,38 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     distance: float | None
 
 
+class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A row of the kernel table: launches of one network that are one kernel at one shape, one a layer.
+
+    name: without the layer's number. kernel: its function. launches: in one pass of the network. each_us: of
+    one, in microseconds. decision_ms: of all, in a decision of the run's most steps; share: that over the sum
+    of the table. floor_us: of one, if it is a product or attention; bound: what that comes from, memory or
+    operations; distance: each_us over it."""
+
+    network: str
+    name: str
+    kernel: str
+    launches: int
+    each_us: float
+    decision_ms: float
+    share: float
+    floor_us: float | None
+    bound: str | None
+    distance: float | None
+
+
+class Loading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `load_s` goes, and what is loaded. parts_s: on a GPU `device`, opening its context; `verify`, the
+    files' hashes; `open`, reading and uploading. verified_bytes: of what was hashed. engine_bytes: network ->
+    its file's. gpu_bytes: what less was free after the first decision than before loading, the context apart;
+    None without a GPU."""
+
+    parts_s: dict[str, float]
+    verified_bytes: int
+    engine_bytes: dict[str, int]
+    gpu_bytes: int | None
+
+
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What had to hold before anything was timed: steps -> cosine against the BF16 reference."""
 
@@ -141,8 +173,10 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A bundle on a target. recipes: component -> precision. load_s: until the policy could be asked.
-    first_s: its first decision, captures included. missing: what was left out, and why. seed:
-    `<steps>_steps` -> row."""
+    first_s: its first decision, warm-up and captures included. outside: on a GPU, what a decision does
+    besides its networks: `fill`, bringing its inputs into pinned memory, and `copies`, a graph of all its
+    copies and, where the GPU resizes frames, of that. launches: of kernel plans, in their order. missing:
+    what was left out, and why. seed: `<steps>_steps` -> row."""
 
     name: str
     target: str
@@ -151,8 +185,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     golden: Golden
     load_s: float
     first_s: float
+    loading: Loading
     steps: tuple[Steps, ...]
     floors: dict[str, Floor]
+    outside: dict[str, Timing] = {}
+    launches: tuple[Launches, ...] = ()
     peers: tuple[Peer, ...] = ()
     missing: tuple[str, ...] = ()
     seed: dict[str, SeedRow] = {}

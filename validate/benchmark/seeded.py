@@ -21,6 +21,7 @@ from export.checkpoint.openpi import UNUSED
 from export.engine import plan
 from export.engine.plan import Described
 from export.engine.plan.source import Source
+from export.kernels.compile import Chip
 from export.model.fold import build
 from export.model.parameters import canonical_shapes
 from export.model.reference import Reference
@@ -186,6 +187,7 @@ def reference_actions(
 
 
 def describe(
+    chip: Chip,
     profile: Profile,
     geometry: Geometry,
     recipe: Recipe,
@@ -202,5 +204,5 @@ def describe(
     for component, module in progress(modules.items(), desc=f"{recipe} plans", unit="component"):
         source = Component(component, module, ranges[component] if recipe == "fp8" else {})
         with chdir(folder), torch.device(device):
-            found[component] = plan.describe(component, source, [profile.prompt])
+            found[component] = plan.describe(chip, component, source, [profile.prompt])
     return found

@@ -25,7 +25,7 @@ from export.engine.plan.report import tabulate
 from export.engine.plan.source import Source
 from export.engine.plan.tiles import power_of_two
 from export.kernels import resize
-from export.kernels.compile import Binary, Chip, Refused, Specialization, compile_kernels
+from export.kernels.compile import PROCESSORS, Binary, Chip, Refused, Specialization, compile_kernels
 from export.params import Params
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import fixed_shape
@@ -43,8 +43,9 @@ def build(target: str, component: str, lock: Lock, params: Params, out: Path) ->
     variant that is good on the chip, or a format that no kernel reads."""
     recipe = params.recipes(target, component)[0]
     capability = find_target(target).compute_capability or ""
-    described = describe(component, Source(component, recipe), params.export.prompt_buckets)
-    compiled = compile_kernels(Chip(int(capability.replace(".", ""))), kernels_of(component, described))
+    chip = Chip.of(capability)
+    described = describe(chip, component, Source(component, recipe), params.export.prompt_buckets)
+    compiled = compile_kernels(chip, kernels_of(component, described))
     calls = [call for one in described for call in one.builder.calls]
     report = tabulate(f"{target} {component}, {recipe}", calls, compiled)
     write_json(out / "kernels.json", report)
@@ -64,7 +65,7 @@ class Described:
     builder: Builder
 
 
-def describe(component: str, source: Source, buckets: Sequence[int]) -> list[Described]:
+def describe(chip: Chip, component: str, source: Source, buckets: Sequence[int]) -> list[Described]:
     """The launches at every prompt bucket; vision knows none. All share their weights."""
     d = read_description()
     g, views = d.geometry, len(d.interface.cameras)
@@ -73,7 +74,7 @@ def describe(component: str, source: Source, buckets: Sequence[int]) -> list[Des
     weights: dict[str, Tensor] = {}
     described: list[Described] = []
     for prompt in (0,) if component == "vision" else buckets:
-        builder = Builder(weights)
+        builder = Builder(weights, PROCESSORS[chip.number])
         match component:
             case "vision":
                 components.vision(builder, source, g, views)

@@ -65,9 +65,11 @@ class Call:
 
 @dataclass
 class Builder:
-    """One component at one set of shapes. weights: shared by the builders of all shapes."""
+    """One component at one set of shapes. weights: shared by the builders of all shapes. processors: of the
+    chip."""
 
     weights: dict[str, Tensor]
+    processors: int
     calls: list[Call] = field(default_factory=list[Call])
     _results: list[Result] = field(default_factory=list[Result])
 

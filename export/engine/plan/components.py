@@ -147,24 +147,55 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
     h = b.result(BF16, horizon, e.width)
     skinny(b, s, "action_in", b.port("x", FP32), horizon, out=h)
     for i in range(e.depth):
-        layer = f"layers.{i}"
+        # After the last layer comes the first, of the next step.
+        layer, following = f"layers.{i}", f"layers.{(i + 1) % e.depth}"
         queried = b.result(BF16, horizon, e.heads, e.head_dim)
         own = (b.result(BF16, horizon, e.head_dim), b.result(BF16, horizon, e.head_dim))
         heads = Heads(e.heads, e.head_dim, queried, *own, cos, sin)
-        skinny(b, s, f"{layer}.qkv", h, horizon, heads=heads, length=length, modulation=part(2 * i, 0))
+        skinny(
+            b,
+            s,
+            f"{layer}.qkv",
+            h,
+            horizon,
+            heads=heads,
+            length=length,
+            modulation=part(2 * i, 0),
+            ahead=f"{layer}.gate_up",
+        )
         o, down = s.linear(f"{layer}.o"), s.linear(f"{layer}.down")
         mixed = activations(b, o, horizon, e.heads * e.head_dim)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
         decode_attention(b, f"{layer}.attention", heads, horizon, prefix, keys, values, length, mixed, o)
         after = b.result(BF16, horizon, e.width)
-        skinny(b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2))
+        skinny(
+            b,
+            s,
+            f"{layer}.o",
+            mixed,
+            horizon,
+            out=after,
+            residual=h,
+            gate=part(2 * i, 2),
+            ahead=f"{layer}.down",
+        )
         hidden = activations(b, down, horizon, e.mlp)
         skinny(
             b, s, f"{layer}.gate_up", after, horizon, out=hidden, following=down, epilogue="geglu",
-            modulation=part(2 * i + 1, 0),
+            modulation=part(2 * i + 1, 0), ahead=f"{following}.qkv",
         )  # fmt: skip
         h = b.result(BF16, horizon, e.width)
-        skinny(b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2))
+        skinny(
+            b,
+            s,
+            f"{layer}.down",
+            hidden,
+            horizon,
+            out=h,
+            residual=after,
+            gate=part(2 * i + 1, 2),
+            ahead=f"{following}.o",
+        )
     skinny(
         b, s, "action_out", h, horizon, out=b.port("x_next", FP32), epilogue="euler",
         residual=b.port("x", FP32), modulation=part(2 * e.depth, 0), dt=b.port("dt", FP32),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.engine.plan.builder import Builder, Operand, Result, Value
+from export.engine.plan.builder import Builder, Operand, Result, Value, WeightValue
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
 from export.engine.plan.tiles import (
     attention_tiles,
@@ -76,7 +76,7 @@ def matmul(
     or inputs of zeros are to make it larger than it is."""
     layer = source.linear(name).grown(size)
     n, k = layer.weight.shape
-    choices = tuple(matmul_tiles(rows, n, k, layer.fp8, heads.dim if heads else None))
+    choices = tuple(matmul_tiles(b.processors, rows, n, k, layer.fp8, heads.dim if heads else None))
     count = {t: ceil(rows, t["BM"]) * ceil(n, t["BN"]) for t in choices}
     shared = {t: count[t] for t in choices if t["SPLITS"] > 1}
     scratch: dict[str, Operand] = {}
@@ -113,8 +113,10 @@ def skinny(
     heads: Heads | None = None,
     length: Value | None = None,
     dt: Value | None = None,
+    ahead: str | None = None,
 ) -> None:
-    """As `matmul`, for the few rows of an action chunk; modulation: of the adaRMS norm before it."""
+    """As `matmul`, for the few rows of an action chunk; modulation: of the adaRMS norm before it. ahead: the
+    layer whose weights are to be asked for meanwhile."""
     layer = source.linear(name)
     n, k = layer.weight.shape
     b.launch(
@@ -128,10 +130,11 @@ def skinny(
             "gate": gate,
             "length": length,
             "dt": dt,
+            "ahead": WeightValue(source.linear(ahead).weight.dtype, 0, ahead) if ahead else None,
         }
         | {"a_inverse_scale": inverse(layer), "inverse_scale": inverse(following)}
         | _destinations(heads),
-        _constants(layer, epilogue, heads),
+        {**_constants(layer, epilogue, heads), "AHEAD": source.linear(ahead).weight.nbytes if ahead else 0},
         tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
         lambda t: (ceil(n, t["BN"]),),
     )
@@ -270,7 +273,7 @@ def decode_attention(
 ) -> None:
     """The chunk's queries over the cache of `prefix` rows and over its own keys."""
     choices = tuple(decode_attention_tiles(rows, prefix))
-    programs, height = max(t["SPLITS"] for t in choices) + 1, choices[0]["BM"]
+    programs, height = max(t["SPLITS"] for t in choices), choices[0]["BM"]
     n = heads.queries
     b.launch(
         name,
@@ -293,5 +296,5 @@ def decode_attention(
         },
         {"HEADS": n, "D": heads.dim},
         choices,
-        lambda t: (n, t["SPLITS"] + 1),
+        lambda t: (n, t["SPLITS"]),
     )

@@ -5,6 +5,7 @@ compiles without spilling a register goes into the engine as a variant; the firs
 measured (`pi05 tune`).
 """
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ def power_of_two(n: int) -> int:
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
-BLOCKS = 132
-"""That a large chip runs at once: where there are fewer tiles, several programs may share one."""
+_OVERHEAD = 4
+"""What a block costs beside its products, in those of a tile of 128 x 128."""
 
 
-def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int | None) -> Iterator[Tiles]:
+def matmul_tiles(
+    processors: int, rows: int, n: int, k: int, fp8: bool, divides: int | None
+) -> Iterator[Tiles]:
     """Many rows. divides: what a tile's columns must divide, as heads in a rotation ask for."""
     depth = math.gcd(k, DEPTH if fp8 else DEPTH // 2)
     for height, columns, warps, stages in (
@@ -47,6 +50,7 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int | None) -> I
         (128, 128, 8, 4),
         (128, 128, 4, 4),
         (128, 128, 8, 3),
+        (64, 128, 4, 3),
         (64, 128, 4, 4),
         (64, 128, 4, 6),
         (64, 64, 4, 4),
@@ -55,13 +59,28 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int | None) -> I
     ):
         if (divides and divides % columns) or columns > power_of_two(n):
             continue
-        count = -(-rows // height) * -(-n // columns)
-        for splits in (1, 2, 3, 4):
-            spread = count * splits <= 2 * BLOCKS and k // splits >= 8 * depth
-            if k % (splits * depth) or (splits > 1 and not spread):
-                continue
-            sizes = {"BM": height, "BN": columns, "BK": depth, "GROUP": 8, "SPLITS": splits}
-            yield tiles(warps, stages, **sizes)
+        last = 64 if 0 < rows % height <= 64 else height
+        sizes = {"BM": height, "BN": columns, "BK": depth, "GROUP": 8, "LAST": last}
+        blocks = [[height] * (rows // height) + [last] * (rows % height > 0)] * -(-n // columns)
+        times = {
+            splits: _makespan(
+                processors, [h for row in blocks for h in row] * splits, columns, k // depth, splits
+            )
+            for splits in range(1, 9)
+            if k // depth > splits * (splits - 1)
+        }
+        for splits in sorted({1, min(times, key=times.__getitem__)}):
+            yield tiles(warps, stages, **sizes, SPLITS=splits)
+
+
+def _makespan(processors: int, heights: list[int], columns: int, steps: int, splits: int) -> float:
+    """Of blocks taken in turn, in steps of a tile of 128 x 128."""
+    ends = [0.0] * processors
+    for height in heights:
+        area = height * columns / 128**2
+        merged = (splits - 1) * area if splits > 1 else 0
+        heapq.heapreplace(ends, ends[0] + -(-steps // splits) * area + _OVERHEAD + merged)
+    return max(ends)
 
 
 def skinny_tiles(rows: int, n: int, k: int, divides: int | None) -> Iterator[Tiles]:
@@ -104,6 +123,7 @@ def attention_tiles(rows: int) -> Iterator[Tiles]:
 
 def decode_attention_tiles(rows: int, prefix: int) -> Iterator[Tiles]:
     height = max(16, power_of_two(rows))
-    for keys, warps in ((64, 4), (64, 8), (32, 4), (32, 8), (128, 8)):
-        if keys >= height:
-            yield tiles(warps, 1, BM=height, BN=keys, SPLITS=-(-prefix // keys))
+    for keys, warps in ((128, 8), (64, 8), (64, 4)):
+        splits = -(-(prefix + rows) // keys)
+        sizes = {"SPLITS": splits, "WIDTH": power_of_two(splits), "BM": height, "BN": keys}
+        yield tiles(warps, 1, **sizes, CHUNK=min(height, 64 // power_of_two(splits)))

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,10 @@ from pi05_runtime.preprocess import Inputs
 from pi05_runtime.tables import Schedule
 from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
+
+if TYPE_CHECKING:
+    from pi05_runtime.engines.driver import Device
+    from pi05_runtime.engines.graph_engine import Program
 
 
 @dataclass(frozen=True)
@@ -66,29 +70,40 @@ def open_engine(
     signatures: of all components and of `prefix`. choices: of a kernel plan's variants, network -> group of
     launches -> variant. Errors: TargetError, EngineError.
     """
-    kind = find_target(target).engine
-    if kind == "ort":
+    if find_target(target).engine == "ort":
         from pi05_runtime.engines.ort import OrtEngine
 
         return OrtEngine(files, signatures)
-    from pi05_runtime.engines.driver import CudaDevice, Device
-    from pi05_runtime.engines.graph_engine import GraphEngine, Program
-
-    def load(device: Device) -> Program:
-        if kind == "plan":
-            from pi05_runtime.engines.plan import PlanProgram
-
-            return PlanProgram(files, signatures, device, choices)
-        from pi05_runtime.engines.tensorrt import TensorRTProgram
-
-        return TensorRTProgram(kind, files, signatures, device)
+    from pi05_runtime.engines.driver import CudaDevice
+    from pi05_runtime.engines.graph_engine import GraphEngine
 
     with ExitStack() as opened:
         device = opened.enter_context(closing(CudaDevice()))
-        program = opened.enter_context(closing(load(device)))
+        program = opened.enter_context(closing(open_program(target, files, signatures, device, choices)))
         engine = GraphEngine(device, program, signatures)
         opened.pop_all()
     return engine
+
+
+def open_program(
+    target: str,
+    files: Mapping[str, Path],
+    signatures: Mapping[str, Signature],
+    device: "Device",
+    choices: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> "Program":
+    """The networks of a GPU's target, for whoever launches them; `open_engine` makes decisions of them.
+
+    files, signatures, choices: as there. Errors: EngineError.
+    """
+    kind = find_target(target).engine
+    if kind == "plan":
+        from pi05_runtime.engines.plan import PlanProgram
+
+        return PlanProgram(files, signatures, device, choices)
+    from pi05_runtime.engines.tensorrt import TensorRTProgram
+
+    return TensorRTProgram(kind, files, signatures, device)
 
 
 def check_finite(component: str, outputs: Mapping[str, Floats]) -> None:

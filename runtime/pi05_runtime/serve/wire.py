@@ -55,21 +55,24 @@ class _Reader:
         self._count = 0
 
     def list(self, found: list[Any]) -> list[Any]:
+        self._one_more()
+        return found
+
+    def map(self, found: dict[Any, Any]) -> Any:
+        self._one_more()
+        if ARRAY in found:
+            return _array(found.get(DATA), found.get(DTYPE), found.get(SHAPE))
+        if SCALAR in found:
+            return _scalar(found.get(DATA), found.get(DTYPE))
+        return found
+
+    def _one_more(self) -> None:
         self._count += 1
         if self._count > MAX_ITEMS:
             raise ObservationError(
                 f"frame: more than {MAX_ITEMS} lists and maps found, an observation expected; send images as "
                 "arrays"
             )
-        return found
-
-    def map(self, found: dict[Any, Any]) -> Any:
-        self.list([])
-        if ARRAY in found:
-            return _array(found.get(DATA), found.get(DTYPE), found.get(SHAPE))
-        if SCALAR in found:
-            return _scalar(found.get(DATA), found.get(DTYPE))
-        return found
 
 
 def _array(data: Any, dtype: Any, shape: Any) -> Any:

@@ -103,9 +103,7 @@ BAD_FRAMES = (
     sent("a byte that msgpack does not have", f"frame: 1 {NO_MSGPACK} (FormatError)", b"\xc1"),
     sent("text that is not UTF-8", f"{NO_MSGPACK} ('utf-8' codec can't decode", b"\x81\xa1\xff\x00"),
     sent("JSON", f"{NO_MSGPACK} (unpack(b) received extra data.)", b'{"prompt": "open the drawer"}'),
-    sent(
-        "lists a hundred thousand deep", f"frame: ... {NO_MSGPACK} (StackError)", b"\x91" * 100_000 + b"\x90"
-    ),
+    sent("lists a hundred thousand deep", f"{NO_MSGPACK} (StackError)", b"\x91" * 100_000 + b"\x90"),
     value("a thousand thousand lists", "frame: more than 1024 lists and maps found", [[[]] * 1000] * 1000),
     sent("a list of a billion items", f"{NO_MSGPACK} (... exceeds max_array_len", b"\xdd\x3b\x9a\xca\x00"),
     value("a type of one's own", f"{NO_MSGPACK} (... exceeds max_ext_len", {"x": msgpack.ExtType(42, b"..")}),

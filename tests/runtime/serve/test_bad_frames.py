@@ -33,8 +33,8 @@ def test_a_bad_frame(served: Served, good: dict[str, Any], expected: Any, bad: B
         bad.send(connection, good)
         answer = ""
         with pytest.raises(ConnectionClosed) as closed:
-            answer = connection.recv()
-            connection.recv()
+            answer = connection.recv(timeout=60)
+            connection.recv(timeout=60)
     received = closed.value.rcvd
     assert received is not None and received.code == bad.code
     assert isinstance(answer, str) and (answer != "") == (bad.code == REFUSED)

@@ -1,8 +1,8 @@
 """One robot at a time, deadlines, robots that vanish, faults of the policy, and how a server ends."""
 
-import logging
 import signal
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -57,8 +57,8 @@ def health(port: int) -> tuple[int, str]:
 def answer_and_close(connection: Any) -> tuple[str, int]:
     """The text of an error, and the code that follows it."""
     with pytest.raises(ConnectionClosed) as closed:
-        text = connection.recv()
-        connection.recv()
+        text = connection.recv(timeout=60)
+        connection.recv(timeout=60)
     assert closed.value.rcvd is not None
     return text, closed.value.rcvd.code
 
@@ -79,7 +79,7 @@ def test_a_second_robot_is_refused_at_once(bundled: Path, good: dict[str, Any]) 
 
 def test_healthz_while_a_decision_is_under_way(bundled: Path, slow: Slow, good: dict[str, Any]) -> None:
     with in_a_thread(slow.policy.server()) as port, robot(port) as connection:
-        connection.recv()
+        connection.recv(timeout=60)
         thread = threading.Thread(target=decided, args=(connection, good))
         thread.start()
         assert slow.begun.wait(60)
@@ -91,13 +91,13 @@ def test_healthz_while_a_decision_is_under_way(bundled: Path, slow: Slow, good: 
 def test_a_late_decision_is_an_error_and_its_robot_is_told_at_once(
     bundled: Path, slow: Slow, good: dict[str, Any]
 ) -> None:
-    with in_a_thread(slow.policy.server(deadline_ms=50)) as port:
+    with in_a_thread(slow.policy.server(deadline_ms=1000)) as port:
         with robot(port) as connection:
             connection.recv()
             connection.send(server_module.pack(good))
             text, code = answer_and_close(connection)
         assert code == 1011 and not slow.end.is_set()
-        assert text.startswith("deadline: no decision after 50 ms") and "--deadline-ms" in text
+        assert text.startswith("deadline: no decision after 1000 ms") and "--deadline-ms" in text
         assert health(port) == (503, "a decision is past its deadline\n")
         with pytest.raises(InvalidStatus, match="HTTP 503"):
             robot(port)
@@ -113,14 +113,14 @@ def connect_when_free(port: int) -> Any:
         try:
             return robot(port)
         except InvalidStatus:
-            pass
+            time.sleep(0.05)
     raise AssertionError("the place of the late robot is not free")
 
 
 def test_a_robot_that_is_gone_when_its_decision_ends(bundled: Path, slow: Slow, good: dict[str, Any]) -> None:
     with in_a_thread(slow.policy.server()) as port:
         connection = robot(port)
-        connection.recv()
+        connection.recv(timeout=60)
         connection.send(server_module.pack(good))
         assert slow.begun.wait(60)
         connection.socket.close()
@@ -134,7 +134,7 @@ def test_a_robot_that_is_gone_when_its_decision_ends(bundled: Path, slow: Slow, 
 def test_a_robot_that_says_nothing_more(bundled: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     """As after a loss of power: the connection is open, and nobody answers a ping."""
     monkeypatch.setattr(server_module, "PING_S", 0.1)
-    monkeypatch.setattr(server_module, "PONG_S", 0.1)
+    monkeypatch.setattr(server_module, "PONG_S", 1)
     with in_a_thread(StandIn(bundled).server()) as port:
         silent = connect(f"ws://{HOST}:{port}", compression=None, max_queue=1, ping_interval=None)
         silent.recv()
@@ -156,7 +156,7 @@ def test_a_fault_of_an_engine_is_told_as_it_is(bundled: Path, good: dict[str, An
         raise EngineError("denoise: x_next has 3 non-finite numbers")
 
     with in_a_thread(StandIn(bundled, infer).server()) as port, robot(port) as connection:
-        connection.recv()
+        connection.recv(timeout=60)
         connection.send(server_module.pack(good))
         assert answer_and_close(connection) == ("denoise: x_next has 3 non-finite numbers", 1011)
 
@@ -177,10 +177,9 @@ def test_any_other_fault_is_told_without_its_paths(
     assert "/home/robot/secret" in caplog.text, "the log has it"
 
 
-def test_a_message_has_a_limit(bundled: Path, good: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_message_has_a_limit(bundled: Path) -> None:
     with in_a_thread(StandIn(bundled).server()) as port, robot(port) as connection:
-        connection.recv()
+        connection.recv(timeout=60)
         connection.send(server_module.pack({f"{i}\n{'x' * 1000}": i for i in range(1000)}))
         text, _ = answer_and_close(connection)
     assert len(text) == server_module.MAX_MESSAGE + 4 and "\n" not in text
@@ -205,7 +204,7 @@ def test_a_signal_ends_it_and_tells_the_robot(
 ) -> None:
     flags = ("--target", TARGET, "--steps", 1)
     with pi05_serve(tmp_path / "log", bundled, *flags) as served, robot(served.port) as connection:
-        connection.recv()
+        connection.recv(timeout=60)
         decided(connection, good)
         served.process.send_signal(number)
         with pytest.raises(ConnectionClosed) as closed:

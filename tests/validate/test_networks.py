@@ -1,0 +1,99 @@
+"""Networks apart on a device of host memory, and what a decision does besides them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pi05_runtime.engines.frames import View
+from pi05_runtime.interface import Convention
+from tests.runtime.host_device import SIGNATURES, SPLIT, VIEWS, HostDevice, HostProgram, at, example, schedule
+from validate.benchmark.networks import Networks
+
+SIZE = 4
+
+
+class Dimmer:
+    """A stager of frames that have the size already: every pixel over 255."""
+
+    size: int = SIZE
+    convention: Convention = "openpi"
+
+    def __init__(self, device: HostDevice) -> None:
+        self.device = device
+
+    def __call__(self, view: View, out: int, stream: int) -> None:
+        def work() -> None:
+            frame = at(view.frame, SIZE * SIZE * 3).reshape(SIZE, SIZE, 3).transpose(2, 0, 1)
+            at(out, frame.size * 4).view(np.float32)[:] = (frame / np.float32(255)).ravel()
+
+        self.device.enqueue(work)
+
+
+class StagingProgram(HostProgram):
+    @property
+    def stager(self) -> Any:
+        return Dimmer(self.device)
+
+
+@pytest.fixture
+def device() -> HostDevice:
+    return HostDevice()
+
+
+@pytest.fixture(params=[HostProgram, StagingProgram])
+def networks(device: HostDevice, request: pytest.FixtureRequest) -> Iterator[Networks]:
+    inputs, noise = example()
+    arrays: dict[str, Any] = {
+        "images": inputs.images,
+        "prompt_embeddings": inputs.prompt_embeddings,
+        "prefix_length": np.asarray(inputs.prefix_length, np.int32),
+        "x": noise,
+    }
+    frames = [np.full((SIZE, SIZE, 3), 51 * (i + 1), np.uint8) for i in range(VIEWS)]
+    program = request.param(device, SPLIT, SIGNATURES)
+    with ExitStack() as held:
+        yield Networks(device, program, SIGNATURES, arrays, frames, schedule, held)
+    assert device.leaks == 0
+
+
+def test_copies_bring_all_that_a_decision_is_given(networks: Networks, device: HostDevice) -> None:
+    work = networks.outside()
+    assert work.keys() == {"fill", "copies"}
+    addresses = networks.addresses("vision") | networks.addresses("prefill") | networks.addresses("denoise")
+    inputs, noise = example()
+    images = at(addresses["images"], VIEWS * 3 * SIZE**2 * 4).view(np.float32).reshape(VIEWS, 3, SIZE, SIZE)
+    x, length = at(addresses["x"], noise.nbytes).view(np.float32), at(addresses["prefix_length"], 4)
+    for memory in (images, x, length):
+        memory[:] = 0
+    for pinned in device.pinned.values():
+        pinned[:] = 0
+    before = device.calls.copy()
+    work["fill"]()
+    assert device.calls == before and not x.any()
+    work["copies"]()
+    assert device.calls - before == {"launch": 1, "synchronize": 1}
+    np.testing.assert_array_equal(x, noise.ravel())
+    assert length.view(np.int32)[0] == inputs.prefix_length
+    if networks.program.stager is None:
+        np.testing.assert_array_equal(images, inputs.images)
+    else:
+        np.testing.assert_allclose(images[1], 0.4, rtol=1e-6)
+    # The chunk comes back too.
+    assert any(pinned.tobytes() == noise.tobytes() for pinned in list(device.pinned.values())[-1:])
+
+
+def test_a_replay_is_one_launch(networks: Networks, device: HostDevice) -> None:
+    launched: list[str] = []
+    assert isinstance(networks.program, HostProgram)
+    networks.program.on_launch = launched.append
+    replays = networks.replays(3)
+    assert launched == ["vision", "prefill", *["denoise"] * 3]
+    before = device.calls.copy()
+    for replay in replays.values():
+        replay()
+    assert device.calls - before == {"launch": 3, "synchronize": 3}
+    again = networks.replays(1)
+    assert launched[5:] == ["denoise"] and again.keys() == replays.keys()
