@@ -43,6 +43,7 @@ KERNELS = {
     "decode_attention": "decode_attention",
     "join": "embed",
     "matmul": "matmul",
+    "merge": "decode_attention",
     "norm": "norm",
     "patch_embedding": "embed",
     "resize": "resize",

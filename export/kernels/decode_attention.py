@@ -1,9 +1,8 @@
 """Attention of one action chunk over the cached prefix and its own keys, split over keys.
 
-A head's few queries would leave most of the chip idle, so each program takes one tile of a head's keys. The
-cache is old news when a chunk's queries come, and is read before they do. The last program of a head to
-finish, which a counter tells, merges what all have found, always in the same order: no second launch, and the
-same bits every time.
+A head's few queries would leave most of the chip idle, so each program takes one tile of a head's keys, and a
+second launch merges what they have found. The cache is old news when a chunk's queries come, and is read
+before they do.
 """
 
 import triton
@@ -15,15 +14,13 @@ from export.kernels.order import after_previous
 
 @triton.jit
 def decode_attention(
-    q, keys, values, own_keys, own_values, length, out, parts, peaks, totals, counters,
-    M, scale, inverse_scale,
-    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, CHUNK: tl.constexpr,
+    q, keys, values, own_keys, own_values, length, parts, peaks, totals, M, scale,
+    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """q and out [M, HEADS, D], keys and values [P, D] of which the first `length` (int32 [1]) count, own ones
-    [M, D]. P + M is at most SPLITS * BN. scale: of the scores, times log2(e). Scratch: parts fp32 [HEADS,
-    SPLITS, BM, D], peaks and totals fp32 [HEADS, SPLITS, BM], counters int32 [HEADS], zero before and after.
-    WIDTH: the power of two that holds SPLITS. CHUNK: rows merged at a time. Grid: (HEADS, SPLITS).
+    """q [M, HEADS, D], keys and values [P, D] of which the first `length` (int32 [1]) count, own ones [M, D].
+
+    P + M is at most SPLITS * BN. scale: of the scores, times log2(e). What a tile finds: parts bf16 [HEADS,
+    SPLITS, M, D], peaks and totals fp32 [HEADS, SPLITS, M]. Grid: (HEADS, SPLITS).
     """
     head, split = tl.program_id(0), tl.program_id(1)
     rows, dims = tl.arange(0, BM), tl.arange(0, D)
@@ -33,32 +30,34 @@ def decode_attention(
     k, v = tl.load(keys + before, old, 0.0), tl.load(values + before, old, 0.0)
     after_previous()
     k, v = k + tl.load(own_keys + after, new, 0.0), v + tl.load(own_values + after, new, 0.0)
-    valid = (rows < M)[:, None]
-    x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid, 0.0)
+    valid = rows < M
+    x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid[:, None], 0.0)
     scores = tl.where((here < cached + M)[None, :], tl.dot(x, tl.trans(k)) * scale, float("-inf"))
     # A tile without a key has no peak; its part then weighs nothing.
     peak = tl.maximum(tl.max(scores, 1), -1e30)
     weights = tl.exp2(scores - peak[:, None])
-    parts += head * (SPLITS * BM * D)
-    peaks += head * (SPLITS * BM)
-    totals += head * (SPLITS * BM)
-    tl.store(peaks + split * BM + rows, peak)
-    tl.store(totals + split * BM + rows, tl.sum(weights, 1))
-    tl.store(parts + (split * BM + rows)[:, None] * D + dims[None, :], tl.dot(weights.to(v.dtype), v), valid)
-    tl.debug_barrier()
-    if tl.atomic_add(counters + head, 1, sem="acq_rel") == SPLITS - 1:
-        tl.store(counters + head, 0)
-        for first in tl.static_range(0, BM, CHUNK):
-            some = first + tl.arange(0, CHUNK)
-            places = tl.arange(0, WIDTH)[:, None] * BM + some[None, :]
-            there = tl.arange(0, WIDTH)[:, None] < SPLITS
-            part = tl.load(
-                parts + places[:, :, None] * D + dims[None, None, :],
-                (there & (some < M)[None, :])[:, :, None],
-                0.0,
-            )
-            found, total = tl.load(peaks + places, there, -1e30), tl.load(totals + places, there, 0.0)
-            share = tl.exp2(found - tl.max(found, 0)[None, :])
-            acc = tl.sum(part * share[:, :, None], 0) / tl.sum(share * total, 0)[:, None]
-            target = out + some[:, None] * (HEADS * D) + head * D + dims[None, :]
-            tl.store(target, rounded(acc, out, inverse_scale), (some < M)[:, None])
+    mine = (head * SPLITS + split) * M + rows
+    tl.store(peaks + mine, peak, valid)
+    tl.store(totals + mine, tl.sum(weights, 1), valid)
+    found = tl.dot(weights.to(v.dtype), v).to(parts.dtype.element_ty)
+    tl.store(parts + mine[:, None] * D + dims[None, :], found, valid[:, None])
+
+
+@triton.jit
+def merge(
+    parts, peaks, totals, out, M, inverse_scale,
+    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """out [M, HEADS, D] of all that the tiles have found. WIDTH: the power of two that holds SPLITS.
+
+    Grid: (M, HEADS).
+    """
+    row, head, dims = tl.program_id(0), tl.program_id(1), tl.arange(0, D)
+    tile = tl.arange(0, WIDTH)
+    there, places = tile < SPLITS, (head * SPLITS + tile) * M + row
+    after_previous()
+    peak, total = tl.load(peaks + places, there, -1e30), tl.load(totals + places, there, 0.0)
+    part = tl.load(parts + places[:, None] * D + dims[None, :], there[:, None], 0.0).to(tl.float32)
+    share = tl.exp2(peak - tl.max(peak, 0))
+    acc = tl.sum(part * share[:, None], 0) / tl.sum(share * total, 0)
+    tl.store(out + (row * HEADS + head) * D + dims, rounded(acc, out, inverse_scale))

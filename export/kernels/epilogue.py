@@ -44,10 +44,10 @@ def load_tile(values, rows, cols, M, N: tl.constexpr):
 
 
 @triton.jit
-def load_rotation(cos, sin, rows, cols, M, start, D: tl.constexpr):
-    """The angles of a tile within a head of D, whose row r is at position `start` + r: (cos, sin), one a pair
-    of columns. cos, sin: fp32 [positions, D / 2]."""
-    pairs = tl.min(cols, 0) % D // 2 + tl.arange(0, cols.shape[0] // 2)
+def load_rotation(cos, sin, rows, first, M, start, D: tl.constexpr, BN: tl.constexpr):
+    """The angles of a tile of BN columns from `first` on, within a head of D, whose row r is at position
+    `start` + r: (cos, sin), one a pair of columns. cos, sin: fp32 [positions, D / 2]."""
+    pairs = first % D // 2 + tl.arange(0, BN // 2)
     angles = (start + rows)[:, None] * (D // 2) + pairs[None, :]
     mask = (rows < M)[:, None] & (pairs < D // 2)[None, :]
     return tl.load(cos + angles, mask, 0.0), tl.load(sin + angles, mask, 0.0)
@@ -55,10 +55,10 @@ def load_rotation(cos, sin, rows, cols, M, start, D: tl.constexpr):
 
 @triton.jit
 def store_linear(
-    acc, rows, cols, M, N: tl.constexpr, out, bias, residual, gate, inverse_scale, GELU: tl.constexpr
+    acc, rows, cols, M, N: tl.constexpr, out, shift, gate, residual, inverse_scale, GELU: tl.constexpr
 ):
-    """out [M, N] = residual + gate * gelu(acc + bias)."""
-    acc += bias[None, :]
+    """out [M, N] = residual + gate * gelu(acc + shift)."""
+    acc += shift[None, :]
     if GELU:
         acc = gelu(acc)
     acc = acc * gate[None, :] + residual
@@ -67,26 +67,25 @@ def store_linear(
 
 
 @triton.jit
-def store_geglu(acc, rows, cols, M, N: tl.constexpr, out, inverse_scale):
-    """out [M, N / 2] = gelu(gate) * up, of columns gate 0, up 0, gate 1, up 1, ..."""
+def store_geglu(acc, rows, first, M, N: tl.constexpr, out, inverse_scale):
+    """out [M, N / 2] = gelu(gate) * up, of columns gate 0, up 0, gate 1, up 1, ... first: the tile's own."""
     half: tl.constexpr = acc.shape[1] // 2
     gate, up = acc.reshape(acc.shape[0], half, 2).split()
-    pairs = tl.min(cols, 0) // 2 + tl.arange(0, half)
+    pairs = first // 2 + tl.arange(0, half)
     mask = (rows < M)[:, None] & (pairs < N // 2)[None, :]
     places = rows[:, None] * (N // 2) + pairs[None, :]
     tl.store(out + places, rounded(gelu(gate) * up, out, inverse_scale), mask)
 
 
 @triton.jit
-def store_rope(acc, rows, cols, M, out, keys, values, c, s, HEADS: tl.constexpr, D: tl.constexpr):
+def store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS: tl.constexpr, D: tl.constexpr):
     """Rotates and spreads a fused q/k/v product, whose columns are HEADS queries, a key and a value of D.
 
     The columns of queries and keys come as 0, D/2, 1, D/2 + 1, ...: the halves that a rotation mixes. They
-    leave in their own order: out [M, HEADS * D] and keys [M, D]. values [M, D]. c, s: the tile's rotation. A
-    tile belongs to one of the three: its width divides D.
+    leave in their own order: out [M, HEADS * D] and keys [M, D]. values [M, D]. first: the tile's own first
+    column. c, s: its rotation. A tile belongs to one of the three: its width divides D.
     """
     half: tl.constexpr = acc.shape[1] // 2
-    first = tl.min(cols, 0)
     head = first // D
     if head == HEADS + 1:
         inside = first - head * D + tl.arange(0, 2 * half)

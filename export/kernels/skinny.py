@@ -1,8 +1,9 @@
 """Matrix product of a few rows, one action chunk: the denoise steps, where reading weights takes the time.
 
 A program owns BN outputs and sums over all of K, in SLICES parts that its warps take side by side, so that
-nothing is left to add between programs and the order of every sum is fixed. The norm before the product is
-done by each program anew: the rows are few, and a launch saved is worth more than the arithmetic.
+nothing is left to add between programs and the order of every sum is fixed. Its weights, and all else that no
+launch writes, it reads before it waits. A norm stays a launch of its own: the 1 us that it takes is less than
+what every program would spend on doing it anew.
 """
 
 import triton
@@ -18,24 +19,21 @@ from export.kernels.epilogue import (
 )
 from export.kernels.order import after_previous, prefetch
 
-EPSILON: tl.constexpr = tl.constexpr(1e-6)
-
 
 @triton.jit
 def skinny(
-    a, w, out, bias, residual, modulation, gate, keys, values, cos, sin, length, dt, ahead, M,
-    scale, a_inverse_scale, inverse_scale,
+    a, w, out, bias, residual, gate, keys, values, cos, sin, length, dt, ahead, M, scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
     AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """a [M, K] as w [N, K] has it, or bf16 and not yet normed where `modulation` is given: fp32 scale [K] and
-    shift [K], adaRMS before the product. WIDTH: the power of two that holds K / SLICES.
+    """a [M, K] as w [N, K] has it. WIDTH: the power of two that holds K / SLICES.
 
     EPILOGUE: linear, geglu, rope, or euler: out = residual + dt * (acc + bias), all fp32. gate: fp32 [N].
     length: int32 [1], position of row 0, for rope alone. ahead: AHEAD bytes that a launch to come will read.
     Grid: ceil(N / BN).
     """
-    rows, cols = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
+    first = tl.program_id(0) * BN
+    rows, cols = tl.arange(0, BM), first + tl.arange(0, BN)
     lane = tl.arange(0, WIDTH)[None, None, :]
     part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
     within = lane < K // SLICES
@@ -46,26 +44,18 @@ def skinny(
     else:
         factor = load_columns(gate, cols, N, 1.0)
     if EPILOGUE == "rope":
-        c, s = load_rotation(cos, sin, rows, cols, M, tl.load(length), D)
-    if modulation is not None:
-        grown = (1 + tl.load(modulation + part + lane, within, 0.0)) * a_inverse_scale
-        moved = tl.load(modulation + K + part + lane, within, 0.0) * a_inverse_scale
+        c, s = load_rotation(cos, sin, rows, first, M, tl.load(length), D, BN)
     if ahead is not None:
         prefetch(ahead, tl.program_id(0), tl.cdiv(N, BN), AHEAD)
     # Attention, which comes after a rotation, reads the cache before it waits.
     after_previous(early=EPILOGUE != "rope")
-    x = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
+    left = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
     before = load_tile(residual, rows, cols, M, N)
-    if modulation is not None:
-        x = x.to(tl.float32)
-        mean = tl.sum(tl.sum(x * x, 2), 0) / K
-        x *= tl.rsqrt(mean + EPSILON)[None, :, None]
-        x = (x * grown + moved).to(w.dtype.element_ty)
-    parts = tl.dot(x, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
+    parts = tl.dot(left, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
     acc = tl.sum(parts, 0) * scale
     if EPILOGUE == "rope":
-        store_rope(acc, rows, cols, M, out, keys, values, c, s, HEADS, D)
+        store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS, D)
     elif EPILOGUE == "geglu":
-        store_geglu(acc, rows, cols, M, N, out, inverse_scale)
+        store_geglu(acc, rows, first, M, N, out, inverse_scale)
     else:
-        store_linear(acc, rows, cols, M, N, out, shift, before, factor, inverse_scale, False)
+        store_linear(acc, rows, cols, M, N, out, shift, factor, before, inverse_scale, False)

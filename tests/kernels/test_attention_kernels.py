@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from export.kernels.attention import attention
-from export.kernels.decode_attention import decode_attention
+from export.kernels.decode_attention import decode_attention, merge
 from tests.kernels.operands import bf16, near
 
 LOG2_E = math.log2(math.e)
@@ -48,21 +48,19 @@ def test_heads_that_share_keys_see_the_length_alone(length: int) -> None:
 @pytest.mark.parametrize("tile", [64, 128])
 def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int) -> None:
     heads, dim, prefix, height = 2, 16, 300, max(16, 1 << (horizon - 1).bit_length())
-    splits, width = -(-(prefix + horizon) // tile), 1 << (-(-(prefix + horizon) // tile) - 1).bit_length()
+    splits = -(-(prefix + horizon) // tile)
     q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
     own_k, own_v = bf16(horizon, dim), bf16(horizon, dim)
     k[length:], v[length:] = NAN, NAN
-    scratch = [torch.full((heads, splits, height, *tail), NAN) for tail in ((dim,), (), ())]
-    counters, n = torch.zeros(heads, dtype=torch.int32), torch.tensor([length], dtype=torch.int32)
+    parts = torch.full((heads, splits, horizon, dim), NAN).bfloat16()
+    peaks, totals = torch.full((2, heads, splits, horizon), NAN)
+    n, out = torch.tensor([length], dtype=torch.int32), torch.empty(horizon, heads, dim).bfloat16()
     keys, values = torch.cat([k[:length], own_k]).float(), torch.cat([v[:length], own_v]).float()
-    expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None]).transpose(
-        0, 1
-    )
-    for _ in range(2):  # the counters are as they were
-        out = torch.empty(horizon, heads, dim).bfloat16()
-        decode_attention[(heads, splits)](
-            q, k, v, own_k, own_v, n, out, *scratch, counters, horizon, dim**-0.5 * LOG2_E, 1.0,
-            heads, dim, splits, width, height, tile, 16,
-        )  # fmt: skip
-        near(out, expected, tolerance=5e-3)
-        assert not counters.any()
+    expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None])
+    decode_attention[(heads, splits)](
+        q, k, v, own_k, own_v, n, parts, peaks, totals, horizon, dim**-0.5 * LOG2_E,
+        heads, dim, splits, height, tile,
+    )  # fmt: skip
+    width = 1 << (splits - 1).bit_length()
+    merge[(horizon, heads)](parts, peaks, totals, out, horizon, 1.0, heads, dim, splits, width)
+    near(out, expected.transpose(0, 1), tolerance=5e-3)

@@ -9,16 +9,35 @@ from export.kernels.norm import norm
 from tests.kernels.operands import FP8, bf16, fp32, near, rms
 
 
+def run(x, out, scale=1.0, **given):
+    names = ("parts", "shift", "summed", "weight", "bias", "modulation")
+    splits = len(given["parts"]) if "parts" in given else 0
+    norm[(len(x),)](
+        x, *(given.get(name) for name in names), out, len(x), scale, x.shape[1], 2048, splits
+    )  # fmt: skip
+    return out
+
+
 @pytest.mark.parametrize("width", [64, 72, 1152])
 def test_norms(width: int) -> None:
     x, weight, bias, out = bf16(5, width), bf16(width), bf16(width), torch.empty(5, width).bfloat16()
-    norm[(5,)](x, weight, bias, out, 1.0, width, 2048)
+    run(x, out, weight=weight, bias=bias)
     near(out, F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-6))
-    norm[(5,)](x, None, None, out, 1.0, width, 2048)
-    near(out, rms(x))
-    codes = torch.empty(5, width).to(FP8)
-    norm[(5,)](x, None, None, codes, 100.0, width, 2048)
+    near(run(x, out), rms(x))
+    codes = run(x, torch.empty(5, width).to(FP8), 100.0)
     assert torch.equal(codes.float(), (rms(x) * 100).clamp(-448, 448).to(FP8).float())
+    modulation = fp32(3 * width)
+    modulated = rms(x) * (1 + modulation[:width]) + modulation[width : 2 * width]
+    near(run(x, torch.empty(5, width), modulation=modulation), modulated, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_parts_are_added_before_the_norm(splits: int) -> None:
+    x, parts, shift, out = bf16(5, 72), fp32(splits, 5, 72), bf16(72), torch.empty(5, 72).bfloat16()
+    summed = torch.empty_like(out)
+    run(x, out, parts=parts, shift=shift, summed=summed)
+    near(summed, x.float() + parts.sum(0) + shift.float())
+    near(out, rms(summed))
 
 
 def test_patches_are_fp32() -> None:

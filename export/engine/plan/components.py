@@ -2,11 +2,12 @@
 
 import torch
 
-from export.engine.plan.builder import Builder, PortValue
+from export.engine.plan.builder import Builder, PortValue, Value
 from export.engine.plan.launches import (
     BF16,
     Heads,
     activations,
+    added,
     attention,
     ceil,
     decode_attention,
@@ -20,6 +21,8 @@ from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
 FP32, INT32 = torch.float32, torch.int32
+STRIDES = [f"{of}_{by}" for of in ("Q", "K", "OUT") for by in ("ROW", "HEAD", "BATCH")]
+"""What the attention kernel steps by, in elements."""
 
 
 def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
@@ -29,7 +32,7 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
     # SigLIP's hidden units are no multiple of what a product takes at a time.
     mlp = ceil(v.mlp, DEPTH) * DEPTH
     side, pixels = v.image_size // v.patch, 3 * v.patch**2
-    x = b.result(BF16, rows, width)
+    x: Value = b.result(BF16, rows, width)
     b.launch(
         "patch_embedding",
         embed.patch_embedding,
@@ -45,40 +48,30 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
         (tiles(4, 3, BM=64, BN=64, BK=32),),
         lambda t: (ceil(rows, t["BM"]), ceil(width, t["BN"])),
     )
+    row, batch = 3 * width, v.tokens * 3 * width
+    strides = dict(
+        zip(STRIDES, (row, head, batch, row, head, batch, width, head, v.tokens * width), strict=True)
+    )
+    parts = None
     for i in range(v.depth):
         layer = f"layers.{i}"
-        y = activations(b, s.linear(f"{layer}.qkv"), rows, width)
-        norm(b, s, f"{layer}.norm1", x, rows, width, y, s.linear(f"{layer}.qkv"))
+        y, x = norm(b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts)
         qkv = b.result(BF16, rows, 3 * width)
         matmul(b, s, f"{layer}.qkv", y, rows, out=qkv)
         mixed = activations(b, s.linear(f"{layer}.out"), rows, width)
-        row, batch = 3 * width, v.tokens * 3 * width
-        strides = {
-            "Q_ROW": row,
-            "Q_HEAD": head,
-            "Q_BATCH": batch,
-            "K_ROW": row,
-            "K_HEAD": head,
-            "K_BATCH": batch,
-        }
-        strides |= {"OUT_ROW": width, "OUT_HEAD": head, "OUT_BATCH": v.tokens * width}
         attention(
             b, f"{layer}.attention", qkv, qkv.at(width), qkv.at(2 * width), mixed, s.linear(f"{layer}.out"),
             rows=v.tokens, keys=v.tokens, dim=head, strides=strides, heads=v.heads, batches=views,
         )  # fmt: skip
-        after = b.result(BF16, rows, width)
-        matmul(b, s, f"{layer}.out", mixed, rows, out=after, residual=x)
-        y = activations(b, s.linear(f"{layer}.fc1"), rows, width)
-        norm(b, s, f"{layer}.norm2", after, rows, width, y, s.linear(f"{layer}.fc1"))
+        parts = added(b, s, f"{layer}.out", mixed, rows)
+        y, x = norm(b, s, f"{layer}.norm2", x, rows, width, s.linear(f"{layer}.fc1"), parts=parts)
         hidden = activations(b, s.linear(f"{layer}.fc2"), rows, mlp)
         matmul(
             b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu",
             size=(mlp, width),
         )  # fmt: skip
-        x = b.result(BF16, rows, width)
-        matmul(b, s, f"{layer}.fc2", hidden, rows, out=x, residual=after, size=(width, mlp))
-    y = activations(b, s.linear("projector"), rows, width)
-    norm(b, s, "norm", x, rows, width, y, s.linear("projector"))
+        parts = added(b, s, f"{layer}.fc2", hidden, rows, size=(width, mlp))
+    y, _ = norm(b, s, "norm", x, rows, width, s.linear("projector"), parts=parts)
     matmul(b, s, "projector", y, rows, out=b.port("image_tokens", BF16))
 
 
@@ -87,7 +80,7 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
     p, rows = g.prefix, image_tokens + prompt
     length = b.port("prefix_length", INT32)
     cos, sin = (b.weight(name, lambda name=name: s.tensor(name)) for name in ("cos", "sin"))
-    x = b.result(BF16, rows, p.width)
+    x: Value = b.result(BF16, rows, p.width)
     b.launch(
         "join",
         embed.join,
@@ -107,30 +100,26 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
         queried = b.result(BF16, rows, queries, p.head_dim) if queries else keys
         return Heads(queries, p.head_dim, queried, keys, values, cos, sin)
 
+    # One head of keys, and the queries of all heads as its rows.
+    strides = dict(zip(STRIDES, (p.head_dim, 0, 0) * 3, strict=True))
+    parts = None
     for i in range(p.depth - 1):
         layer = f"layers.{i}"
         heads = cache(i, p.heads)
-        y = activations(b, s.linear(f"{layer}.qkv"), rows, p.width)
-        norm(b, s, f"{layer}.attention_norm", x, rows, p.width, y, s.linear(f"{layer}.qkv"))
+        y, x = norm(b, s, f"{layer}.attention_norm", x, rows, p.width, s.linear(f"{layer}.qkv"), parts=parts)
         matmul(b, s, f"{layer}.qkv", y, rows, heads=heads, length=length)
         mixed = activations(b, s.linear(f"{layer}.o"), rows, p.heads * p.head_dim)
-        one = {"Q_ROW": p.head_dim, "K_ROW": p.head_dim, "OUT_ROW": p.head_dim}
-        none = dict.fromkeys(("Q_HEAD", "Q_BATCH", "K_HEAD", "K_BATCH", "OUT_HEAD", "OUT_BATCH"), 0)
         attention(
             b, f"{layer}.attention", heads.queried, heads.keys, heads.values, mixed, s.linear(f"{layer}.o"),
-            rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=one | none, length=length,
+            rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=strides, length=length,
         )  # fmt: skip
-        after = b.result(BF16, rows, p.width)
-        matmul(b, s, f"{layer}.o", mixed, rows, out=after, residual=x, length=length)
-        y = activations(b, s.linear(f"{layer}.gate_up"), rows, p.width)
-        norm(b, s, f"{layer}.mlp_norm", after, rows, p.width, y, s.linear(f"{layer}.gate_up"))
+        parts = added(b, s, f"{layer}.o", mixed, rows, length=length)
+        y, x = norm(b, s, f"{layer}.mlp_norm", x, rows, p.width, s.linear(f"{layer}.gate_up"), parts=parts)
         down = s.linear(f"{layer}.down")
         hidden = activations(b, down, rows, p.mlp)
         matmul(b, s, f"{layer}.gate_up", y, rows, out=hidden, following=down, epilogue="geglu", length=length)
-        x = b.result(BF16, rows, p.width)
-        matmul(b, s, f"{layer}.down", hidden, rows, out=x, residual=after, length=length)
-    y = activations(b, s.linear("last.kv"), rows, p.width)
-    norm(b, s, "last.norm", x, rows, p.width, y, s.linear("last.kv"))
+        parts = added(b, s, f"{layer}.down", hidden, rows, length=length)
+    y, _ = norm(b, s, "last.norm", x, rows, p.width, s.linear("last.kv"), parts=parts)
     matmul(b, s, "last.kv", y, rows, heads=cache(p.depth - 1, 0), length=length)
 
 
@@ -140,63 +129,49 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
     length = b.port("prefix_length", INT32)
     cos, sin = (b.weight(name, lambda name=name: s.tensor(name)) for name in ("cos", "sin"))
 
-    def part(norm: int, which: int) -> PortValue:
-        """Of a modulation: scale and shift from 0 on, gate at 2."""
-        return b.port("modulation", FP32, norm * row + which * e.width)
+    def part(number: int, which: int) -> PortValue:
+        """Of a norm's modulation: scale and shift from 0 on, gate at 2."""
+        return b.port("modulation", FP32, number * row + which * e.width)
 
-    h = b.result(BF16, horizon, e.width)
+    h: Value = b.result(BF16, horizon, e.width)
     skinny(b, s, "action_in", b.port("x", FP32), horizon, out=h)
     for i in range(e.depth):
         # After the last layer comes the first, of the next step.
         layer, following = f"layers.{i}", f"layers.{(i + 1) % e.depth}"
+        qkv, gate_up, down = (s.linear(f"{layer}.{name}") for name in ("qkv", "gate_up", "down"))
         queried = b.result(BF16, horizon, e.heads, e.head_dim)
         own = (b.result(BF16, horizon, e.head_dim), b.result(BF16, horizon, e.head_dim))
         heads = Heads(e.heads, e.head_dim, queried, *own, cos, sin)
-        skinny(
-            b,
-            s,
-            f"{layer}.qkv",
-            h,
-            horizon,
-            heads=heads,
-            length=length,
-            modulation=part(2 * i, 0),
-            ahead=f"{layer}.gate_up",
-        )
-        o, down = s.linear(f"{layer}.o"), s.linear(f"{layer}.down")
-        mixed = activations(b, o, horizon, e.heads * e.head_dim)
+        y, _ = norm(
+            b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, modulation=part(2 * i, 0)
+        )  # fmt: skip
+        skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length, ahead=f"{layer}.gate_up")
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
-        decode_attention(b, f"{layer}.attention", heads, horizon, prefix, keys, values, length, mixed, o)
+        mixed = decode_attention(
+            b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o")
+        )  # fmt: skip
         after = b.result(BF16, horizon, e.width)
         skinny(
-            b,
-            s,
-            f"{layer}.o",
-            mixed,
-            horizon,
-            out=after,
-            residual=h,
-            gate=part(2 * i, 2),
+            b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2),
             ahead=f"{layer}.down",
-        )
+        )  # fmt: skip
+        y, _ = norm(
+            b, s, f"{layer}.mlp_norm", after, horizon, e.width, gate_up, modulation=part(2 * i + 1, 0)
+        )  # fmt: skip
         hidden = activations(b, down, horizon, e.mlp)
         skinny(
-            b, s, f"{layer}.gate_up", after, horizon, out=hidden, following=down, epilogue="geglu",
-            modulation=part(2 * i + 1, 0), ahead=f"{following}.qkv",
+            b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu",
+            ahead=f"{following}.qkv",
         )  # fmt: skip
         h = b.result(BF16, horizon, e.width)
         skinny(
-            b,
-            s,
-            f"{layer}.down",
-            hidden,
-            horizon,
-            out=h,
-            residual=after,
-            gate=part(2 * i + 1, 2),
+            b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2),
             ahead=f"{following}.o",
-        )
+        )  # fmt: skip
+    y, _ = norm(
+        b, s, "norm", h, horizon, e.width, s.linear("action_out"), modulation=part(2 * e.depth, 0)
+    )  # fmt: skip
     skinny(
-        b, s, "action_out", h, horizon, out=b.port("x_next", FP32), epilogue="euler",
-        residual=b.port("x", FP32), modulation=part(2 * e.depth, 0), dt=b.port("dt", FP32),
+        b, s, "action_out", y, horizon, out=b.port("x_next", FP32), epilogue="euler",
+        residual=b.port("x", FP32), dt=b.port("dt", FP32),
     )  # fmt: skip

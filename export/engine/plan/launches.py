@@ -11,8 +11,9 @@ from torch import Tensor
 from export.engine.plan.builder import Builder, Operand, Result, Value, WeightValue
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
 from export.engine.plan.tiles import (
+    KEYS,
     attention_tiles,
-    decode_attention_tiles,
+    best_splits,
     matmul_tiles,
     power_of_two,
     skinny_tiles,
@@ -24,7 +25,7 @@ from export.kernels import matmul as matmul_kernels
 from export.kernels import norm as norm_kernels
 from export.kernels import skinny as skinny_kernels
 
-BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+BF16 = torch.bfloat16
 LOG2_E = math.log2(math.e)
 
 
@@ -34,7 +35,7 @@ def ceil(n: int, by: int) -> int:
 
 def activations(b: Builder, layer: Linear, *shape: int) -> Result:
     """A place for what `layer` reads, in the format it reads."""
-    return b.result(FP8 if layer.fp8 else BF16, *shape)
+    return b.result(layer.weight.dtype, *shape)
 
 
 def inverse(layer: Linear | None) -> float:
@@ -56,6 +57,15 @@ class Heads:
     sin: Value
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A product yet to be added to a residual. sums: fp32 [splits, rows, out]. shift: of the layer."""
+
+    sums: Value
+    splits: int
+    shift: Value | None
+
+
 def matmul(
     b: Builder,
     source: Source,
@@ -66,7 +76,6 @@ def matmul(
     out: Value | None = None,
     following: Linear | None = None,
     epilogue: str = "linear",
-    residual: Value | None = None,
     heads: Heads | None = None,
     length: Value | None = None,
     size: tuple[int, int] | None = None,
@@ -75,25 +84,49 @@ def matmul(
     with `heads` three results, rotated. length: rows that count. size: [out, in] of the layer, where outputs
     or inputs of zeros are to make it larger than it is."""
     layer = source.linear(name).grown(size)
+    operands = _operands(b, source, name, layer, x, rows, epilogue, heads)
+    operands |= {"bias": optional(b, source, f"{name}.bias", len(layer.weight)), "length": length}
+    operands |= {"out": out, "inverse_scale": inverse(following)} | _destinations(heads)
+    _matmul(b, name, layer, operands, rows, {**_constants(layer, epilogue, heads), "SPLITS": 1})
+
+
+def added(
+    b: Builder,
+    source: Source,
+    name: str,
+    x: Value,
+    rows: int,
+    *,
+    length: Value | None = None,
+    size: tuple[int, int] | None = None,
+) -> Parts:
+    """As `matmul`, for a result that the norm after it is to add to the residual."""
+    layer = source.linear(name).grown(size)
     n, k = layer.weight.shape
-    choices = tuple(matmul_tiles(b.processors, rows, n, k, layer.fp8, heads.dim if heads else None))
-    count = {t: ceil(rows, t["BM"]) * ceil(n, t["BN"]) for t in choices}
-    shared = {t: count[t] for t in choices if t["SPLITS"] > 1}
-    scratch: dict[str, Operand] = {}
-    if shared:
-        elements = max(tiles * t["SPLITS"] * t["BM"] * t["BN"] for t, tiles in shared.items())
-        scratch["parts"] = b.result(torch.float32, elements)
-        scratch["counters"] = _counters(b, max(shared.values()))
+    splits = best_splits(b.processors, rows, n, k, layer.fp8)
+    parts = Parts(b.result(torch.float32, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
+    operands = _operands(b, source, name, layer, x, rows, "parts", None)
+    operands |= {"out": parts.sums, "length": length, "inverse_scale": 1.0}
+    _matmul(b, name, layer, operands, rows, {**_constants(layer, "parts", None), "SPLITS": splits})
+    return parts
+
+
+def _matmul(
+    b: Builder,
+    name: str,
+    layer: Linear,
+    operands: dict[str, Operand],
+    rows: int,
+    constants: dict[str, int | str],
+) -> None:
+    (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
     b.launch(
         name,
         matmul_kernels.matmul,
-        _operands(b, source, name, layer, x, rows, epilogue, heads)
-        | {"out": out, "residual": residual, "length": length, "inverse_scale": inverse(following)}
-        | _destinations(heads)
-        | scratch,
-        _constants(layer, epilogue, heads),
-        choices,
-        lambda t: (count[t], t["SPLITS"]),
+        operands,
+        constants,
+        tuple(matmul_tiles(rows, n, k, layer.fp8, divides)),
+        lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]), splits),
     )
 
 
@@ -108,33 +141,33 @@ def skinny(
     following: Linear | None = None,
     epilogue: str = "linear",
     residual: Value | None = None,
-    modulation: Value | None = None,
     gate: Value | None = None,
     heads: Heads | None = None,
     length: Value | None = None,
     dt: Value | None = None,
     ahead: str | None = None,
 ) -> None:
-    """As `matmul`, for the few rows of an action chunk; modulation: of the adaRMS norm before it. ahead: the
-    layer whose weights are to be asked for meanwhile."""
+    """As `matmul`, for the few rows of an action chunk. ahead: the layer whose weights are to be asked for
+    meanwhile."""
     layer = source.linear(name)
     n, k = layer.weight.shape
+    later = source.linear(ahead).weight if ahead else None
     b.launch(
         name,
         skinny_kernels.skinny,
         _operands(b, source, name, layer, x, rows, epilogue, heads)
         | {
+            "bias": optional(b, source, f"{name}.bias", n),
             "out": out,
             "residual": residual,
-            "modulation": modulation,
             "gate": gate,
             "length": length,
             "dt": dt,
-            "ahead": WeightValue(source.linear(ahead).weight.dtype, 0, ahead) if ahead else None,
+            "ahead": WeightValue(later.dtype, 0, ahead) if ahead and later is not None else None,
+            "inverse_scale": inverse(following),
         }
-        | {"a_inverse_scale": inverse(layer), "inverse_scale": inverse(following)}
         | _destinations(heads),
-        {**_constants(layer, epilogue, heads), "AHEAD": source.linear(ahead).weight.nbytes if ahead else 0},
+        {**_constants(layer, epilogue, heads), "AHEAD": 0 if later is None else later.nbytes},
         tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
         lambda t: (ceil(n, t["BN"]),),
     )
@@ -154,7 +187,6 @@ def _operands(
     return {
         "a": x,
         "w": b.weight(name, partial(_arranged, layer, epilogue, heads)),
-        "bias": optional(b, source, f"{name}.bias", len(layer.weight)),
         "M": rows,
         "scale": layer.scale * (layer.input_scale or 1.0),
     }
@@ -192,29 +224,42 @@ def _grown(vector: Tensor, size: int) -> Tensor:
     return F.pad(vector, (0, size - len(vector)))
 
 
-def _counters(b: Builder, count: int) -> Value:
-    """Zeros, which every kernel that counts in them leaves as they were."""
-    return b.weight(f"counters.{count}", lambda: torch.zeros(count, dtype=torch.int32))
-
-
 def norm(
-    b: Builder, source: Source, name: str, x: Value, rows: int, width: int, out: Value, following: Linear
-) -> None:
-    """LayerNorm where the component has weights of that name, RMS otherwise."""
+    b: Builder,
+    source: Source,
+    name: str,
+    x: Value,
+    rows: int,
+    width: int,
+    following: Linear,
+    *,
+    parts: Parts | None = None,
+    modulation: Value | None = None,
+) -> tuple[Value, Value]:
+    """(what `following` reads, the residual after `parts` were added). LayerNorm where the component has
+    weights of that name, RMS otherwise, adaRMS with a modulation."""
+    out = activations(b, following, rows, width)
+    summed = b.result(BF16, rows, width) if parts else None
     b.launch(
         name,
         norm_kernels.norm,
         {
             "x": x,
+            "parts": parts.sums if parts else None,
+            "shift": parts.shift if parts else None,
+            "summed": summed,
             "weight": optional(b, source, f"{name}.weight", width),
             "bias": optional(b, source, f"{name}.bias", width),
+            "modulation": modulation,
             "out": out,
+            "ROWS": rows,
             "inverse_scale": inverse(following),
         },
-        {"N": width, "WIDTH": power_of_two(width)},
-        (tiles(4, 1),),
+        {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0},
+        tuple(tiles(warps, 1) for warps in (4, 8, 2)),
         lambda _: (rows,),
     )
+    return out, summed or x
 
 
 def attention(
@@ -268,15 +313,21 @@ def decode_attention(
     keys: Value,
     values: Value,
     length: Value,
-    out: Value,
     following: Linear,
-) -> None:
-    """The chunk's queries over the cache of `prefix` rows and over its own keys."""
-    choices = tuple(decode_attention_tiles(rows, prefix))
-    programs, height = max(t["SPLITS"] for t in choices), choices[0]["BM"]
-    n = heads.queries
+) -> Value:
+    """The chunk's queries over the cache of `prefix` rows and over its own keys, and what all tiles of keys
+    have found, merged: what `following` reads."""
+    n, tile = heads.queries, max(KEYS, power_of_two(rows))
+    splits = ceil(prefix + rows, tile)
+    found: dict[str, Operand] = {
+        "parts": b.result(BF16, n, splits, rows, heads.dim),
+        "peaks": b.result(torch.float32, n, splits, rows),
+        "totals": b.result(torch.float32, n, splits, rows),
+        "M": rows,
+    }
+    constants = {"HEADS": n, "D": heads.dim, "SPLITS": splits}
     b.launch(
-        name,
+        f"{name}.attention",
         decode_kernels.decode_attention,
         {
             "q": heads.queried,
@@ -285,16 +336,20 @@ def decode_attention(
             "own_keys": heads.keys,
             "own_values": heads.values,
             "length": length,
-            "out": out,
-            "parts": b.result(torch.float32, n, programs, height, heads.dim),
-            "peaks": b.result(torch.float32, n, programs, height),
-            "totals": b.result(torch.float32, n, programs, height),
-            "counters": _counters(b, n),
-            "M": rows,
             "scale": heads.dim**-0.5 * LOG2_E,
-            "inverse_scale": inverse(following),
-        },
-        {"HEADS": n, "D": heads.dim},
-        choices,
-        lambda t: (n, t["SPLITS"]),
+        }
+        | found,
+        {**constants, "BM": max(16, power_of_two(rows)), "BN": tile},
+        (tiles(8, 1), tiles(4, 1)),
+        lambda _: (n, splits),
     )
+    out = activations(b, following, rows, n * heads.dim)
+    b.launch(
+        f"{name}.merge",
+        decode_kernels.merge,
+        found | {"out": out, "inverse_scale": inverse(following)},
+        {**constants, "WIDTH": power_of_two(splits)},
+        (tiles(4, 1), tiles(2, 1)),
+        lambda _: (rows, n),
+    )
+    return out

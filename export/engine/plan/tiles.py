@@ -34,22 +34,48 @@ def power_of_two(n: int) -> int:
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
-_OVERHEAD = 4
-"""What a block costs beside its products, in those of a tile of 128 x 128."""
+KEYS = 64
+"""Of the cache that a program of the chunk's attention takes, or as many as the chunk has rows."""
+_OVERHEAD, _TRAFFIC = 8, 1 << 21
+"""What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
+128 x 128 over DEPTH."""
 
 
-def matmul_tiles(
-    processors: int, rows: int, n: int, k: int, fp8: bool, divides: int | None
-) -> Iterator[Tiles]:
-    """Many rows. divides: what a tile's columns must divide, as heads in a rotation ask for."""
-    depth = math.gcd(k, DEPTH if fp8 else DEPTH // 2)
+def best_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
+    """How many programs should share a tile, each with a part of K: few tiles leave processors idle, and
+    every part is written and read again."""
+    steps = k // _depth(k, fp8)
+    blocks = [height * 256 / 128**2 for height in _heights(rows, 128)] * -(-n // 256)
+
+    def time(splits: int) -> float:
+        ends = [0.0] * processors
+        for area in blocks * splits:
+            heapq.heapreplace(ends, ends[0] + -(-steps // splits) * area + _OVERHEAD)
+        return max(ends) + splits * rows * n * 8 / _TRAFFIC
+
+    # The last part must have something left.
+    return min((s for s in range(1, 9) if -(-steps // s) * (s - 1) < steps), key=time)
+
+
+def _depth(k: int, fp8: bool) -> int:
+    return math.gcd(k, DEPTH if fp8 else DEPTH // 2)
+
+
+def _heights(rows: int, height: int) -> list[int]:
+    """Of the tiles of a column: the last may be half as high."""
+    full, rest = divmod(rows, height)
+    return [height] * full + ([height // 2 if rest <= height // 2 >= 64 else height] if rest else [])
+
+
+def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator[Tiles]:
+    """Many rows. divides: what a tile's columns must divide, as heads in a rotation ask for, or 0."""
     for height, columns, warps, stages in (
         (128, 256, 8, 3),
         (128, 256, 8, 4),
-        (64, 256, 4, 4),
         (128, 128, 8, 4),
         (128, 128, 4, 4),
         (128, 128, 8, 3),
+        (64, 256, 4, 4),
         (64, 128, 4, 3),
         (64, 128, 4, 4),
         (64, 128, 4, 6),
@@ -59,45 +85,14 @@ def matmul_tiles(
     ):
         if (divides and divides % columns) or columns > power_of_two(n):
             continue
-        last = 64 if 0 < rows % height <= 64 else height
-        sizes = {"BM": height, "BN": columns, "BK": depth, "GROUP": 8, "LAST": last}
-        blocks = [[height] * (rows // height) + [last] * (rows % height > 0)] * -(-n // columns)
-        times = {
-            splits: _makespan(
-                processors, [h for row in blocks for h in row] * splits, columns, k // depth, splits
-            )
-            for splits in range(1, 9)
-            if k // depth > splits * (splits - 1)
-        }
-        for splits in sorted({1, min(times, key=times.__getitem__)}):
-            yield tiles(warps, stages, **sizes, SPLITS=splits)
-
-
-def _makespan(processors: int, heights: list[int], columns: int, steps: int, splits: int) -> float:
-    """Of blocks taken in turn, in steps of a tile of 128 x 128."""
-    ends = [0.0] * processors
-    for height in heights:
-        area = height * columns / 128**2
-        merged = (splits - 1) * area if splits > 1 else 0
-        heapq.heapreplace(ends, ends[0] + -(-steps // splits) * area + _OVERHEAD + merged)
-    return max(ends)
+        sizes = {"BM": height, "BN": columns, "BK": _depth(k, fp8), "GROUP": 8}
+        yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1])
 
 
 def skinny_tiles(rows: int, n: int, k: int, divides: int | None) -> Iterator[Tiles]:
     """Few rows: columns a program, and slices of what is summed over, one a warp."""
     height = max(16, power_of_two(rows))
-    for columns, slices in (
-        (8, 8),
-        (16, 8),
-        (16, 4),
-        (32, 8),
-        (32, 4),
-        (64, 8),
-        (64, 4),
-        (16, 2),
-        (16, 16),
-        (32, 16),
-    ):
+    for columns, slices in ((16, 4), (32, 2), (16, 8), (32, 8), (32, 4), (64, 4), (64, 8), (8, 8), (16, 2)):
         if k % slices or (k // slices) % 16 or columns > n or (divides and divides % columns):
             continue
         yield tiles(slices, 2, BM=height, BN=columns, SLICES=slices, WIDTH=max(32, power_of_two(k // slices)))
@@ -119,11 +114,3 @@ def attention_tiles(rows: int) -> Iterator[Tiles]:
     ):
         if height <= max(64, power_of_two(rows)):
             yield tiles(warps, stages, BM=height, BN=keys)
-
-
-def decode_attention_tiles(rows: int, prefix: int) -> Iterator[Tiles]:
-    height = max(16, power_of_two(rows))
-    for keys, warps in ((128, 8), (64, 8), (64, 4)):
-        splits = -(-(prefix + rows) // keys)
-        sizes = {"SPLITS": splits, "WIDTH": power_of_two(splits), "BM": height, "BN": keys}
-        yield tiles(warps, 1, **sizes, CHUNK=min(height, 64 // power_of_two(splits)))
