@@ -23,8 +23,8 @@ import msgspec
 from export.stage import progress
 from pi05_runtime.errors import EngineError
 
-PROCESSORS = {90: 132, 110: 20, 120: 170}
-"""Multiprocessors of the chip that work is cut for: an H100, a Thor, an RTX 5090."""
+_PROCESSORS = {90: 132, 110: 20, 120: 170}
+"""Of an H100, a Thor, an RTX 5090."""
 SHARED_BYTES = {90: 227 << 10, 110: 227 << 10, 120: 99 << 10}
 """Shared memory that a block may have, by chip: CUDA's programming guide."""
 TENSOR = {
@@ -96,6 +96,11 @@ class Chip:
     def of(cls, compute_capability: str) -> "Chip":
         """compute_capability: as "11.0"."""
         return cls(int(compute_capability.replace(".", "")))
+
+    @property
+    def processors(self) -> int:
+        """Multiprocessors that work is cut for."""
+        return _PROCESSORS[self.number]
 
     def fault(self, wanted: Specialization, binary: Binary) -> str | None:
         """What forbids a binary, None if nothing does. fp32 has no tensor cores, and few rows."""

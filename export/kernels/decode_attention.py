@@ -1,8 +1,8 @@
 """Attention of one action chunk over the cached prefix and its own keys, split over keys.
 
 A head's few queries would leave most of the chip idle, so each program takes one tile of a head's keys, and a
-second launch merges what they have found. The cache is old news when a chunk's queries come, and is read
-before they do.
+second launch merges what they have found: that takes less time than for the last program of a head to find
+out that it is the last.
 """
 
 import triton
@@ -27,9 +27,9 @@ def decode_attention(
     here, cached = split * BN + tl.arange(0, BN), tl.load(length)
     old, new = (here < cached)[:, None], ((here >= cached) & (here < cached + M))[:, None]
     before, after = here[:, None] * D + dims[None, :], (here - cached)[:, None] * D + dims[None, :]
-    k, v = tl.load(keys + before, old, 0.0), tl.load(values + before, old, 0.0)
     after_previous()
-    k, v = k + tl.load(own_keys + after, new, 0.0), v + tl.load(own_values + after, new, 0.0)
+    k = tl.load(keys + before, old, 0.0) + tl.load(own_keys + after, new, 0.0)
+    v = tl.load(values + before, old, 0.0) + tl.load(own_values + after, new, 0.0)
     valid = rows < M
     x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid[:, None], 0.0)
     scores = tl.where((here < cached + M)[None, :], tl.dot(x, tl.trans(k)) * scale, float("-inf"))

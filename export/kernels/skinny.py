@@ -17,20 +17,19 @@ from export.kernels.epilogue import (
     store_linear,
     store_rope,
 )
-from export.kernels.order import after_previous, prefetch
+from export.kernels.order import after_previous
 
 
 @triton.jit
 def skinny(
-    a, w, out, bias, residual, gate, keys, values, cos, sin, length, dt, ahead, M, scale, inverse_scale,
+    a, w, out, bias, residual, gate, keys, values, cos, sin, length, dt, M, scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
-    AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """a [M, K] as w [N, K] has it. WIDTH: the power of two that holds K / SLICES.
 
     EPILOGUE: linear, geglu, rope, or euler: out = residual + dt * (acc + bias), all fp32. gate: fp32 [N].
-    length: int32 [1], position of row 0, for rope alone. ahead: AHEAD bytes that a launch to come will read.
-    Grid: ceil(N / BN).
+    length: int32 [1], position of row 0, for rope alone. Grid: ceil(N / BN).
     """
     first = tl.program_id(0) * BN
     rows, cols = tl.arange(0, BM), first + tl.arange(0, BN)
@@ -45,10 +44,7 @@ def skinny(
         factor = load_columns(gate, cols, N, 1.0)
     if EPILOGUE == "rope":
         c, s = load_rotation(cos, sin, rows, first, M, tl.load(length), D, BN)
-    if ahead is not None:
-        prefetch(ahead, tl.program_id(0), tl.cdiv(N, BN), AHEAD)
-    # Attention, which comes after a rotation, reads the cache before it waits.
-    after_previous(early=EPILOGUE != "rope")
+    after_previous()
     left = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
     before = load_tile(residual, rows, cols, M, N)
     parts = tl.dot(left, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")

@@ -23,7 +23,7 @@ AGAIN = "run `pi05 tune` again"
 
 class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """tuned.json. bundle: sha256 of its manifest. gpu: what was measured on. milliseconds: network -> group
-    of launches -> one pass over the group, for each variant."""
+    of launches -> the network with each variant of the group."""
 
     bundle: str
     target: str

@@ -51,6 +51,5 @@ def _widened(operand: Any) -> Any:
 
 interpreter._convert_float = _convert
 interpreter.InterpreterBuilder.create_dot = _product
-# Interpreted launches follow one another anyway, and there is no cache to fill.
+# Interpreted launches follow one another anyway.
 extra.cuda.gdc_wait = extra.cuda.gdc_launch_dependents = lambda: None
-tl.inline_asm_elementwise = lambda *_, **__: None

@@ -9,13 +9,13 @@ from export.engine.plan.tiles import skinny_tiles
 from export.kernels.skinny import skinny
 from tests.kernels.operands import FP8, bf16, codes, fp32, near, rope_tables, rotate
 
-OPTIONAL = ("bias", "residual", "gate", "keys", "values", "cos", "sin", "length", "dt", "ahead")
+OPTIONAL = ("bias", "residual", "gate", "keys", "values", "cos", "sin", "length", "dt")
 
 
 def run(a, w, out, **given):
     """The kernel with every choice of tiles that its shape has; all must agree."""
     rows, (n, k) = len(a), w.shape
-    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear", "AHEAD": 0}
+    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear"}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     scales = {"scale": 1.0, "inverse_scale": 1.0}
     choices = list(skinny_tiles(rows, n, k, constants["D"] or None))

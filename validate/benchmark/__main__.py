@@ -18,6 +18,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from export.engine.plan.measured import Entry
 from export.params import load_params
 from export.stage import run_stage
 from pi05_runtime.doctor.reading import facts
@@ -125,6 +126,7 @@ def seeded_subjects(
     from pi05_runtime.tuned import tune
     from validate.benchmark.kernels import compile_file, read_kernels
     from validate.benchmark.maker import Maker
+    from validate.benchmark.measured import chosen, write_table
     from validate.benchmark.seeded import SEED, seeded_weights, write_checkpoint
 
     params, device = load_params(), "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,17 +141,20 @@ def seeded_subjects(
         write_checkpoint(scratch / "checkpoint", weights, PI05)
         checkpoint = scratch / "checkpoint" / "model.safetensors"
     maker = Maker(PI05, weights, device, TOKENIZER, asked.target, file.kernels, file.lock, params)
+    entries: dict[tuple[str, int], Entry] = {}
     for name in asked.profile:
         for recipe in asked.recipe:
             if late(f"{name} {recipe}"):
                 continue
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 bundle, tuned = Path(folder, "bundle"), Path(folder, "tuned")
-                maker.write(bundle, f"seeded-{name}-{recipe}", PROFILES[name], recipe)
+                calls = maker.write(bundle, f"seeded-{name}-{recipe}", PROFILES[name], recipe)
                 if device == "cuda":
                     torch.cuda.empty_cache()
                 if asked.tune:
-                    tune(bundle, asked.target, tuned)
+                    record = tune(bundle, asked.target, tuned)
+                    entries |= chosen(bundle, calls, file.kernels, record)
+                    write_table(asked.out, record.gpu, entries)
                 engines = tuned if asked.tune else None
                 said = f"seeded weights, seed {SEED}"
                 yield Subject(f"{name} {recipe}", name, bundle, asked.target, said, engines), checkpoint

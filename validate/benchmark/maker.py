@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from export.engine import plan
 from export.engine.plan import Described
+from export.engine.plan.builder import Call
 from export.kernels.compile import Binary, Chip, Refused, Specialization
 from export.model.schedule import modulation_table, times
 from export.params import Params
@@ -69,8 +70,11 @@ class Maker:
     lock: Lock
     params: Params
 
-    def write(self, out: Path, name: str, profile: Profile, recipe: Recipe) -> None:
-        """Errors: EngineError for a launch that no kernel is for, or a kernel that was not compiled."""
+    def write(self, out: Path, name: str, profile: Profile, recipe: Recipe) -> dict[str, list[Call]]:
+        """Network -> its launches.
+
+        Errors: EngineError for a launch that no kernel is for, or a kernel that was not compiled.
+        """
         interface, g = interface_of(profile), self.geometry
         with staged(out.absolute()) as folder:
             (folder / TOKENIZER).write_bytes(self.tokenizer.read_bytes())
@@ -87,6 +91,7 @@ class Maker:
             chip = Chip.of(find_target(self.target).compute_capability or "")
             described = describe(chip, profile, g, recipe, modules, ranges, self.device, told)
             del modules
+            calls = {network: one.builder.calls for network, (one,) in described.items()}
             with chdir(told):
                 engines = self._write_plans(folder, described, recipe)
             actions = reference_actions(self.weights, g, inputs, noise, STEPS, self.device)
@@ -97,6 +102,7 @@ class Maker:
             )
             manifest = self._manifest(folder, name, profile, recipe, sample["prompt"], engines)
             (folder / contract.FILE).write_bytes(contract.encode(manifest))
+        return calls
 
     def _write_plans(
         self, folder: Path, described: dict[str, list[Described]], recipe: Recipe

@@ -25,7 +25,7 @@ from export.engine.plan.report import tabulate
 from export.engine.plan.source import Source
 from export.engine.plan.tiles import power_of_two
 from export.kernels import resize
-from export.kernels.compile import PROCESSORS, Binary, Chip, Refused, Specialization, compile_kernels
+from export.kernels.compile import Binary, Chip, Refused, Specialization, compile_kernels
 from export.params import Params
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import fixed_shape
@@ -74,7 +74,7 @@ def describe(chip: Chip, component: str, source: Source, buckets: Sequence[int])
     weights: dict[str, Tensor] = {}
     described: list[Described] = []
     for prompt in (0,) if component == "vision" else buckets:
-        builder = Builder(weights, PROCESSORS[chip.number])
+        builder = Builder(weights, chip)
         match component:
             case "vision":
                 components.vision(builder, source, g, views)

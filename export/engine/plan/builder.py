@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from export.engine.plan.arena import Life, place
+from export.engine.plan.measured import best_first, kind
 from export.engine.plan.tiles import Tiles
-from export.kernels.compile import Specialization
+from export.kernels.compile import Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Weight
 
 TYPES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv", torch.float32: "fp32", torch.int32: "i32"}
@@ -56,20 +57,21 @@ Operand = Value | int | float | None
 
 @dataclass(frozen=True)
 class Call:
-    """A launch to be. variants: (binary, grid)."""
+    """A launch to be. kind, rows: as measured.py has them. variants: (binary, grid)."""
 
     name: str
+    kind: str
+    rows: int
     variants: tuple[tuple[Specialization, tuple[int, int, int]], ...]
     operands: tuple[Value | int | float, ...]
 
 
 @dataclass
 class Builder:
-    """One component at one set of shapes. weights: shared by the builders of all shapes. processors: of the
-    chip."""
+    """One component at one set of shapes. weights: shared by the builders of all shapes."""
 
     weights: dict[str, Tensor]
-    processors: int
+    chip: Chip
     calls: list[Call] = field(default_factory=list[Call])
     _results: list[Result] = field(default_factory=list[Result])
 
@@ -102,14 +104,17 @@ class Builder:
         given = {n: v for n, v in operands.items() if v is not None}
         signature = tuple((n, _type(given[n]) if n in given else "constexpr") for n in kernel.arg_names)
         variants: list[tuple[Specialization, tuple[int, int, int]]] = []
-        for choice in tiles:
+        first = next(t for _, t in signature if t[0] == "*")
+        rows = next((v for n, v in given.items() if n in ("M", "ROWS") and isinstance(v, int)), 0)
+        launch = kind(kernel.fn.__name__, first[1:], constants)
+        for choice in best_first(self.chip.number, launch, rows, tiles):
             fixed = {**constants, **dict(choice.constants)}
             values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
             binary = Specialization(kernel.fn.__name__, signature, values, choice.warps, choice.stages)
             x, y, z = (*grid(choice), 1, 1)[:3]
             variants.append((binary, (x, y, z)))
         operand = tuple(given[n] for n, kind in signature if kind != "constexpr")
-        self.calls.append(Call(name, tuple(variants), operand))
+        self.calls.append(Call(name, launch, rows, tuple(variants), operand))
 
     def arguments(self) -> tuple[list[tuple[Argument, ...]], int]:
         """(arguments of every call, bytes of the arena)."""

@@ -136,8 +136,7 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
     h: Value = b.result(BF16, horizon, e.width)
     skinny(b, s, "action_in", b.port("x", FP32), horizon, out=h)
     for i in range(e.depth):
-        # After the last layer comes the first, of the next step.
-        layer, following = f"layers.{i}", f"layers.{(i + 1) % e.depth}"
+        layer = f"layers.{i}"
         qkv, gate_up, down = (s.linear(f"{layer}.{name}") for name in ("qkv", "gate_up", "down"))
         queried = b.result(BF16, horizon, e.heads, e.head_dim)
         own = (b.result(BF16, horizon, e.head_dim), b.result(BF16, horizon, e.head_dim))
@@ -145,28 +144,25 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
         y, _ = norm(
             b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, modulation=part(2 * i, 0)
         )  # fmt: skip
-        skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length, ahead=f"{layer}.gate_up")
+        skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
         mixed = decode_attention(
             b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o")
         )  # fmt: skip
         after = b.result(BF16, horizon, e.width)
         skinny(
-            b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2),
-            ahead=f"{layer}.down",
+            b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2)
         )  # fmt: skip
         y, _ = norm(
             b, s, f"{layer}.mlp_norm", after, horizon, e.width, gate_up, modulation=part(2 * i + 1, 0)
         )  # fmt: skip
         hidden = activations(b, down, horizon, e.mlp)
         skinny(
-            b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu",
-            ahead=f"{following}.qkv",
+            b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu"
         )  # fmt: skip
         h = b.result(BF16, horizon, e.width)
         skinny(
-            b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2),
-            ahead=f"{following}.o",
+            b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2)
         )  # fmt: skip
     y, _ = norm(
         b, s, "norm", h, horizon, e.width, s.linear("action_out"), modulation=part(2 * e.depth, 0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.engine.plan.builder import Builder, Operand, Result, Value, WeightValue
+from export.engine.plan.builder import Builder, Operand, Result, Value
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
 from export.engine.plan.tiles import (
     KEYS,
@@ -103,7 +103,7 @@ def added(
     """As `matmul`, for a result that the norm after it is to add to the residual."""
     layer = source.linear(name).grown(size)
     n, k = layer.weight.shape
-    splits = best_splits(b.processors, rows, n, k, layer.fp8)
+    splits = best_splits(b.chip.processors, rows, n, k, layer.fp8)
     parts = Parts(b.result(torch.float32, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
     operands = _operands(b, source, name, layer, x, rows, "parts", None)
     operands |= {"out": parts.sums, "length": length, "inverse_scale": 1.0}
@@ -145,13 +145,10 @@ def skinny(
     heads: Heads | None = None,
     length: Value | None = None,
     dt: Value | None = None,
-    ahead: str | None = None,
 ) -> None:
-    """As `matmul`, for the few rows of an action chunk. ahead: the layer whose weights are to be asked for
-    meanwhile."""
+    """As `matmul`, for the few rows of an action chunk."""
     layer = source.linear(name)
     n, k = layer.weight.shape
-    later = source.linear(ahead).weight if ahead else None
     b.launch(
         name,
         skinny_kernels.skinny,
@@ -163,11 +160,10 @@ def skinny(
             "gate": gate,
             "length": length,
             "dt": dt,
-            "ahead": WeightValue(later.dtype, 0, ahead) if ahead and later is not None else None,
             "inverse_scale": inverse(following),
         }
         | _destinations(heads),
-        {**_constants(layer, epilogue, heads), "AHEAD": 0 if later is None else later.nbytes},
+        _constants(layer, epilogue, heads),
         tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
         lambda t: (ceil(n, t["BN"]),),
     )

@@ -75,12 +75,10 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         (128, 128, 8, 4),
         (128, 128, 4, 4),
         (128, 128, 8, 3),
-        (64, 256, 4, 4),
         (64, 128, 4, 3),
         (64, 128, 4, 4),
         (64, 128, 4, 6),
         (64, 64, 4, 4),
-        (64, 64, 4, 7),
         (64, 16, 4, 4),
     ):
         if (divides and divides % columns) or columns > power_of_two(n):
@@ -92,7 +90,7 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
 def skinny_tiles(rows: int, n: int, k: int, divides: int | None) -> Iterator[Tiles]:
     """Few rows: columns a program, and slices of what is summed over, one a warp."""
     height = max(16, power_of_two(rows))
-    for columns, slices in ((16, 4), (32, 2), (16, 8), (32, 8), (32, 4), (64, 4), (64, 8), (8, 8), (16, 2)):
+    for columns, slices in ((16, 4), (32, 4), (16, 2), (32, 2), (16, 8), (32, 8), (8, 8)):
         if k % slices or (k // slices) % 16 or columns > n or (divides and divides % columns):
             continue
         yield tiles(slices, 2, BM=height, BN=columns, SLICES=slices, WIDTH=max(32, power_of_two(k // slices)))
@@ -100,16 +98,12 @@ def skinny_tiles(rows: int, n: int, k: int, divides: int | None) -> Iterator[Til
 
 def attention_tiles(rows: int) -> Iterator[Tiles]:
     for height, keys, warps, stages in (
-        (128, 64, 8, 2),
-        (128, 64, 8, 3),
-        (128, 32, 8, 3),
-        (64, 64, 4, 2),
-        (64, 64, 4, 3),
-        (64, 128, 4, 2),
-        (64, 64, 8, 2),
-        (64, 64, 8, 3),
         (64, 32, 4, 3),
-        (64, 32, 8, 3),
+        (128, 64, 8, 3),
+        (128, 64, 8, 2),
+        (64, 128, 4, 2),
+        (64, 64, 4, 3),
+        (64, 64, 4, 2),
         (64, 16, 8, 3),
     ):
         if height <= max(64, power_of_two(rows)):

@@ -84,13 +84,17 @@ class PlanProgram:
         loaded = self._plans[network]
         for shaped in loaded.plan.shaped:
             if shaped.shapes == dict(shapes):
-                chosen = self._choices.get(network, {})
-                steps = [_Step(loaded, la, chosen.get(la.group, 0), self._arena) for la in shaped.launches]
-                return PlanLaunch(self._device, steps)
+                return self.bind_variants(network, shaped, self._choices.get(network, {}))
         raise EngineError(
             f"{network}: shapes {dict(shapes)} found, one of {[s.shapes for s in loaded.plan.shaped]} "
             "expected; use a prompt bucket of the bundle's manifest"
         )
+
+    def bind_variants(self, network: str, shaped: Shaped, chosen: Mapping[str, int]) -> "PlanLaunch":
+        """The network with these variants of groups of launches, and the first of all others."""
+        loaded = self._plans[network]
+        steps = [_Step(loaded, la, chosen.get(la.group, 0), self._arena) for la in shaped.launches]
+        return PlanLaunch(self._device, steps)
 
     def shaped(self, network: str) -> tuple[Shaped, ...]:
         """The network's launches, at each set of shapes."""

@@ -1,7 +1,8 @@
 """Measures the variants of a kernel plan's launches on this very device, which needs no compiler for it.
 
-Launches of the same kernels and shape, one a layer, are measured together and in their order: each then reads
-its own layer's weights, as in a decision, and not what the last one left in the cache.
+Each is measured where it stands, as the time of its whole network: launches overlap, and what is fastest
+alone may keep the one after it from starting. Launches of the same kernels and shape, one a layer, change
+together.
 """
 
 import statistics
@@ -17,19 +18,19 @@ from pi05_runtime.engines.driver import Device
 from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.plan import PlanLaunch, PlanProgram
 from pi05_runtime.geometry import Signature
-from pi05_runtime.plan import Launch, Shaped
+from pi05_runtime.plan import Shaped
 
-WARM_UP, REPEATS = 5, 25
-LAUNCHES = 200
+WARM_UP, REPEATS = 3, 15
+LAUNCHES = 600
 """In one graph, so that launching it counts for little."""
 
 
 def tune(
     device: Device, program: PlanProgram, signatures: Mapping[str, Signature]
 ) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Network -> group of launches -> milliseconds of one pass over the group, for each variant.
+    """Network -> group of launches -> milliseconds of the network with each variant of the group.
 
-    Errors: EngineError.
+    Groups are taken in turn, each with the best of those before it. Errors: EngineError.
     """
     stream = device.create_stream()
     times: dict[str, dict[str, tuple[float, ...]]] = {}
@@ -39,29 +40,18 @@ def tune(
             for shaped in program.shaped(network):
                 with ExitStack() as held:
                     addresses = _ports(device, signatures[network], shaped, stream, held)
-                    # What lies between launches is then what they find in a decision.
-                    program.bind(network, shaped.shapes, stream)(addresses, stream)
-                    device.synchronize(stream)
-                    groups = _groups(shaped)
-                    for group, launches in tqdm(groups.items(), desc=f"tune {network}", unit="group"):
-                        times[network][group] = tuple(
-                            _measure(
-                                device, program.bind_launches(network, launches, variant), addresses, stream
-                            )
-                            for variant in range(len(launches[0].variants))
-                        )
+                    chosen: dict[str, int] = {}
+                    variants = {la.group: len(la.variants) for la in shaped.launches if len(la.variants) > 1}
+                    for group, count in tqdm(variants.items(), desc=f"tune {network}", unit="group"):
+                        found: list[float] = []
+                        for variant in range(count):
+                            launch = program.bind_variants(network, shaped, {**chosen, group: variant})
+                            found.append(_measure(device, launch, addresses, stream))
+                        times[network][group] = tuple(found)
+                        chosen[group] = found.index(min(found))
     finally:
         device.destroy_stream(stream)
     return times
-
-
-def _groups(shaped: Shaped) -> dict[str, list[Launch]]:
-    """Launches with a choice, by what they have in common."""
-    groups: dict[str, list[Launch]] = {}
-    for launch in shaped.launches:
-        if len(launch.variants) > 1:
-            groups.setdefault(launch.group, []).append(launch)
-    return groups
 
 
 def _ports(

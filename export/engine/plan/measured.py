@@ -1,0 +1,64 @@
+"""What a chip was measured to like best, so that a plan is fast there before anybody tunes it.
+
+measured/sm<chip>.json holds, for each kind of launch, the tile that `pi05 tune` chose on that chip, at every
+number of rows that was measured; a launch takes that of the nearest. It only says which variant comes first:
+all of them go into the engine.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from export.engine.plan.tiles import Tiles
+
+TABLES = Path(__file__).parent / "measured"
+SHAPE = ("BM", "BN", "SLICES")
+"""Constants that make a tile what it is; the others follow from the launch."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """launch: its kind. rows: as many it had. tile: constant -> value, of SHAPE."""
+
+    launch: str
+    rows: int
+    tile: dict[str, int]
+    warps: int
+    stages: int
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """gpu: what was measured on."""
+
+    gpu: str
+    entries: tuple[Entry, ...]
+
+
+def kind(kernel: str, dtype: str, constants: Mapping[str, int | str]) -> str:
+    """Of a launch, whatever its rows. dtype: of its first operand. constants: but for those of its tile."""
+    return " ".join((kernel, dtype, *(f"{name}={value}" for name, value in constants.items())))
+
+
+def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tuple[Tiles, ...]:
+    """The tiles with the measured one, if there is one, in front. chip: as Triton counts."""
+    known = [entry for entry in _entries(chip) if entry.launch == launch]
+    if not known:
+        return tuple(tiles)
+    best = min(known, key=lambda entry: abs(entry.rows - rows))
+    return tuple(sorted(tiles, key=lambda t: not _same(best, t)))
+
+
+def shape(constants: Mapping[str, int | str | None]) -> dict[str, int]:
+    """What an entry keeps of a tile."""
+    return {name: value for name in SHAPE if isinstance(value := constants.get(name), int)}
+
+
+@cache
+def _entries(chip: int) -> tuple[Entry, ...]:
+    path = TABLES / f"sm{chip}.json"
+    return msgspec.json.decode(path.read_bytes(), type=Table).entries if path.exists() else ()
+
+
+def _same(entry: Entry, t: Tiles) -> bool:
+    return (entry.tile, entry.warps, entry.stages) == (shape(dict(t.constants)), t.warps, t.stages)
