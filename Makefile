@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	pip install --quiet --constraint constraints.txt torch==2.13.0
 	pip install --quiet --constraint constraints.txt \
 	  --group pipeline --group orbax --group publish --group plan --group rtx --group s3 --group fleet --group test \
-	  --editable "./runtime[ort]"
+	  --editable "./runtime[ort,serve]"
 	touch $@
 
 clean:

@@ -17,6 +17,7 @@ SOURCES = sorted((RUNTIME / "pi05_runtime").rglob("*.py"))
 PIPELINE = {"export", "validate", "demo", "tests", "torch", "onnx", "modelopt", "tensorrt"}
 LAZY = {
     "cuda",
+    "msgpack",
     "numpy",
     "onnxruntime",
     "PIL",
@@ -25,6 +26,7 @@ LAZY = {
     "tensorrt_rtx",
     "msgspec",
     "tqdm",
+    "websockets",
 }
 # Modules whose distribution has another name. TensorRT itself comes with JetPack and is in no extra; Triton
 # is the pipeline's, which asks the runtime for its version.
@@ -87,6 +89,8 @@ def test_source_imports_only_what_is_declared(source: Path, project: dict[str, A
     declared = names(project["dependencies"])
     if source.parent.name == "engines":
         declared = declared.union(ELSEWHERE, *map(names, project["optional-dependencies"].values()))
+    if source.parent.name == "serve":
+        declared = declared | names(project["optional-dependencies"]["serve"])
     third_party = imports(source) - sys.stdlib_module_names - {"pi05_runtime"}
     assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 
