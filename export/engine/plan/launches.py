@@ -336,7 +336,7 @@ def decode_attention(
         }
         | found,
         {**constants, "BM": max(16, power_of_two(rows)), "BN": tile},
-        (tiles(8, 1), tiles(4, 1)),
+        (tiles(4, 1), tiles(8, 1)),
         lambda _: (n, splits),
     )
     out = activations(b, following, rows, n * heads.dim)
@@ -345,7 +345,7 @@ def decode_attention(
         decode_kernels.merge,
         found | {"out": out, "inverse_scale": inverse(following)},
         {**constants, "WIDTH": power_of_two(splits)},
-        (tiles(4, 1), tiles(2, 1)),
+        (tiles(4, 1), tiles(2, 1), tiles(8, 1)),
         lambda _: (rows, n),
     )
     return out

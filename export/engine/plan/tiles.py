@@ -34,7 +34,7 @@ def power_of_two(n: int) -> int:
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
-KEYS = 64
+KEYS = 32
 """Of the cache that a program of the chunk's attention takes, or as many as the chunk has rows."""
 _OVERHEAD, _TRAFFIC = 8, 1 << 21
 """What a block costs beside its products, and how many bytes of a result cost as much as one, in products of

@@ -20,8 +20,8 @@ from pi05_runtime.engines.plan import PlanLaunch, PlanProgram
 from pi05_runtime.geometry import Signature
 from pi05_runtime.plan import Shaped
 
-WARM_UP, REPEATS = 3, 15
-LAUNCHES = 600
+WARM_UP, REPEATS = 2, 9
+LAUNCHES = 400
 """In one graph, so that launching it counts for little."""
 
 
