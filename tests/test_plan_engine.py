@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from export.engine.plan import measured
 from export.engine.plan.arena import Life, place
-from export.kernels.compile import Binary, Chip, Specialization
+from export.engine.plan.measured import Entry, Table
+from export.engine.plan.tiles import tiles
+from export.kernels.compile import KERNELS, Binary, Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
 
@@ -36,54 +42,84 @@ def test_what_is_no_longer_read_makes_room() -> None:
 
 MATMUL = Specialization("matmul", (("a", "*bf16"), ("w", "*bf16")), (), 4, 3)
 SKINNY = Specialization("skinny", (("w", "*fp8e4nv"),), (), 4, 2)
-SLOW = "tensor-core instructions"
 ACTIONS = Specialization("skinny", (("w", "*fp32"),), (), 4, 2)
+GOOD = Binary(b"", "entry", 1000, 128, 64, 0, {"HGMMA": 4}, waits=True)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "chip", "spilled", "shared", "tensor", "fault"),
+    ("wanted", "chip", "changed", "fault"),
     [
-        (MATMUL, 90, 0, 1000, {"HGMMA": 4}, None),
-        (MATMUL, 110, 0, 1000, {"UTCHMMA": 4}, None),
-        (MATMUL, 90, 8, 1000, {"HGMMA": 4}, "8 bytes spilled"),
-        (MATMUL, 90, 0, 233472, {"HGMMA": 4}, "233472 bytes of shared memory, 232448 on this chip"),
-        (MATMUL, 120, 0, 102400, {"HMMA": 4}, "102400 bytes of shared memory, 101376 on this chip"),
+        (MATMUL, 90, {}, None),
+        (MATMUL, 110, {"tensor": {"UTCHMMA": 4}}, None),
+        (MATMUL, 90, {"spilled": 8}, "8 bytes spilled"),
+        (MATMUL, 90, {"shared": 233472}, "233472 bytes of shared memory, 232448 on this chip"),
+        (MATMUL, 120, {"shared": 102400}, "102400 bytes of shared memory, 101376 on this chip"),
+        (MATMUL, 90, {"waits": False}, "it does not wait for the launch before it"),
         (
             MATMUL,
             90,
-            0,
-            1000,
-            {"HMMA": 4},
+            {"tensor": {"HMMA": 4}},
             "tensor-core instructions ['HMMA'], one of ['HGMMA', 'QGMMA'] expected",
         ),
-        (MATMUL, 110, 0, 1000, {}, "tensor-core instructions [], one of ['UTCHMMA', 'UTCQMMA'] expected"),
-        (SKINNY, 90, 0, 1000, {"HMMA": 4}, None),
-        (SKINNY, 90, 0, 1000, {}, "tensor-core instructions [], one of ['HMMA', 'QMMA'] expected"),
-        (ACTIONS, 90, 0, 1000, {}, None),
+        (
+            MATMUL,
+            110,
+            {"tensor": {}},
+            "tensor-core instructions [], one of ['UTCHMMA', 'UTCQMMA'] expected",
+        ),
+        (SKINNY, 90, {"tensor": {"HMMA": 4}}, None),
+        (SKINNY, 90, {"tensor": {}}, "tensor-core instructions [], one of ['HMMA', 'QMMA'] expected"),
+        (ACTIONS, 90, {"tensor": {}}, None),
     ],
 )
 def test_what_forbids_a_binary(
-    wanted: Specialization, chip: int, spilled: int, shared: int, tensor: dict[str, int], fault: str | None
+    wanted: Specialization, chip: int, changed: dict[str, Any], fault: str | None
 ) -> None:
-    assert Chip(chip).fault(wanted, Binary(b"", "entry", shared, 128, 64, spilled, tensor)) == fault
+    assert Chip(chip).fault(wanted, replace(GOOD, **changed)) == fault
 
 
 @pytest.mark.parametrize(
-    ("target", "instructions"),
-    [("sm90-plan", {"HGMMA", "QGMMA"}), ("sm110-plan", {"UTCQMMA", "UTCHMMA"})],
+    ("target", "component", "fp8", "kernel", "instructions"),
+    [
+        ("sm90-plan", "prefill", 9, "matmul", {"HGMMA", "QGMMA"}),
+        ("sm90-plan", "denoise", 12, "skinny", {"HMMA", "QMMA"}),
+        ("sm110-plan", "prefill", 9, "matmul", {"UTCQMMA", "UTCHMMA"}),
+        ("sm110-plan", "denoise", 12, "skinny", {"HMMA", "QMMA"}),
+    ],
 )
 def test_a_component_is_built_for_a_chip_that_is_not_here(
-    copied_workspace: Path, target: str, instructions: set[str]
+    copied_workspace: Path, target: str, component: str, fp8: int, kernel: str, instructions: set[str]
 ) -> None:
     change_params(copied_workspace, targets=["cpu-ort", target])
-    run_stage(copied_workspace, "export.engine.__main__", target, "prefill")
-    folder = copied_workspace / "artifacts" / "engine" / target / "prefill"
+    run_stage(copied_workspace, "export.engine.__main__", target, component)
+    folder = copied_workspace / "artifacts" / "engine" / target / component
     record = json.loads((folder / "engine.json").read_text())
-    assert record["file"] == "prefill.plan" and record["layers"] == {"fp8": 9}
-    plan = read_plan(folder / "prefill.plan").plan
-    assert len(plan.shaped) == 2 and {len(s.launches) for s in plan.shaped} == {17}
+    assert record["file"] == f"{component}.plan" and record["layers"]["fp8"] == fp8
+    plan = read_plan(folder / f"{component}.plan").plan
+    assert len(plan.shaped) == 2
     rows = json.loads((folder / "kernels.json").read_text())["rows"]
     used = [row for row in rows if row["refused"] is None]
-    products = [row for row in used if row["kernel"] == "matmul"]
+    products = [row for row in used if row["kernel"] == kernel and "w fp32" not in row["operands"]]
     assert len(used) == len(plan.kernels) and products
     assert all(instructions & row["tensor"].keys() for row in products)
+
+
+def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (Entry("matmul", rows, {"BM": 64, "BN": n}, 4, 3) for rows, n in ((100, 32), (900, 64)))
+    monkeypatch.setattr(measured, "_entries", lambda chip: (few, many) if chip == 90 else ())
+    choices = [tiles(4, 3, BM=64, BN=n, GROUP=8) for n in (16, 32, 64)]
+    for chip, launch, rows, first in (
+        (90, "matmul", 128, 1),
+        (90, "matmul", 600, 2),
+        (90, "skinny", 128, 0),
+        (110, "matmul", 128, 0),
+    ):
+        ordered = measured.best_first(chip, launch, rows, choices)
+        assert ordered[0] == choices[first] and set(ordered) == set(choices)
+
+
+def test_the_tables_are_of_launches_that_there_are() -> None:
+    for path in measured.TABLES.glob("sm*.json"):
+        table = msgspec.json.decode(path.read_bytes(), type=Table)
+        assert table.gpu and len({(e.launch, e.rows) for e in table.entries}) == len(table.entries)
+        assert all(e.launch.split()[0] in KERNELS for e in table.entries)
