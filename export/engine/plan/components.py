@@ -3,18 +3,8 @@
 import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
-from export.engine.plan.launches import (
-    BF16,
-    Heads,
-    activations,
-    added,
-    attention,
-    ceil,
-    decode_attention,
-    matmul,
-    norm,
-    skinny,
-)
+from export.engine.plan.launches import BF16, attention, decode_attention, norm
+from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny
 from export.engine.plan.source import Source
 from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed

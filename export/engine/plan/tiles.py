@@ -10,6 +10,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+DEPTH = 128
+"""What a product takes of K at a time, in bytes, where K is a multiple of as much."""
+KEYS = 32
+"""Of the cache that a program of the chunk's attention takes, or as many as the chunk has rows."""
+_OVERHEAD, _TRAFFIC = 8, 1 << 21
+"""What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
+128 x 128 over DEPTH."""
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -30,15 +38,6 @@ def tiles(warps: int, stages: int, **constants: int) -> Tiles:
 def power_of_two(n: int) -> int:
     """The least power of two that is no smaller."""
     return 1 << (n - 1).bit_length()
-
-
-DEPTH = 128
-"""What a product takes of K at a time, in bytes, where K is a multiple of as much."""
-KEYS = 32
-"""Of the cache that a program of the chunk's attention takes, or as many as the chunk has rows."""
-_OVERHEAD, _TRAFFIC = 8, 1 << 21
-"""What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
-128 x 128 over DEPTH."""
 
 
 def best_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:

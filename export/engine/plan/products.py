@@ -1,0 +1,205 @@
+"""Launches that multiply by a layer's weight: each fills in one kernel's arguments from what the layer is."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export.engine.plan.builder import Builder, Operand, Result, Value
+from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
+from export.engine.plan.tiles import best_splits, matmul_tiles, skinny_tiles
+from export.kernels import matmul as matmul_kernels
+from export.kernels import skinny as skinny_kernels
+
+
+def ceil(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+def activations(b: Builder, layer: Linear, *shape: int) -> Result:
+    """A place for what `layer` reads, in the format it reads."""
+    return b.result(layer.weight.dtype, *shape)
+
+
+def inverse(layer: Linear | None) -> float:
+    """What activations are multiplied by to become the codes that `layer` reads."""
+    return 1.0 if layer is None or layer.input_scale is None else 1 / layer.input_scale
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A fused q/k/v matrix, and where its parts go: `queries` heads of `dim` rotated to `queried`, and one
+    head of keys and of values. queries is 0 where only the latter are left."""
+
+    queries: int
+    dim: int
+    queried: Value
+    keys: Value
+    values: Value
+    cos: Value
+    sin: Value
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A product yet to be added to a residual. sums: fp32 [splits, rows, out]. shift: of the layer."""
+
+    sums: Value
+    splits: int
+    shift: Value | None
+
+
+def matmul(
+    b: Builder,
+    source: Source,
+    name: str,
+    x: Value,
+    rows: int,
+    *,
+    out: Value | None = None,
+    following: Linear | None = None,
+    epilogue: str = "linear",
+    heads: Heads | None = None,
+    length: Value | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """x [rows, in] through the layer `name`. out: its result, for the layer `following` if that reads codes;
+    with `heads` three results, rotated. length: rows that count. size: [out, in] of the layer, where outputs
+    or inputs of zeros are to make it larger than it is."""
+    layer = source.linear(name).grown(size)
+    operands = _operands(b, source, name, layer, x, rows, epilogue, heads)
+    operands |= {"bias": optional(b, source, f"{name}.bias", len(layer.weight)), "length": length}
+    operands |= {"out": out, "inverse_scale": inverse(following)} | _destinations(heads)
+    _matmul(b, name, layer, operands, rows, {**_constants(layer, epilogue, heads), "SPLITS": 1})
+
+
+def added(
+    b: Builder,
+    source: Source,
+    name: str,
+    x: Value,
+    rows: int,
+    *,
+    length: Value | None = None,
+    size: tuple[int, int] | None = None,
+) -> Parts:
+    """As `matmul`, for a result that the norm after it is to add to the residual."""
+    layer = source.linear(name).grown(size)
+    n, k = layer.weight.shape
+    splits = best_splits(b.chip.processors, rows, n, k, layer.fp8)
+    parts = Parts(b.result(torch.float32, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
+    operands = _operands(b, source, name, layer, x, rows, "parts", None)
+    operands |= {"out": parts.sums, "length": length, "inverse_scale": 1.0}
+    _matmul(b, name, layer, operands, rows, {**_constants(layer, "parts", None), "SPLITS": splits})
+    return parts
+
+
+def _matmul(
+    b: Builder,
+    name: str,
+    layer: Linear,
+    operands: dict[str, Operand],
+    rows: int,
+    constants: dict[str, int | str],
+) -> None:
+    (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
+    b.launch(
+        name,
+        matmul_kernels.matmul,
+        operands,
+        constants,
+        tuple(matmul_tiles(rows, n, k, layer.fp8, divides)),
+        lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]), splits),
+    )
+
+
+def skinny(
+    b: Builder,
+    source: Source,
+    name: str,
+    x: Value,
+    rows: int,
+    *,
+    out: Value | None = None,
+    following: Linear | None = None,
+    epilogue: str = "linear",
+    residual: Value | None = None,
+    gate: Value | None = None,
+    heads: Heads | None = None,
+    length: Value | None = None,
+    dt: Value | None = None,
+) -> None:
+    """As `matmul`, for the few rows of an action chunk."""
+    layer = source.linear(name)
+    n, k = layer.weight.shape
+    b.launch(
+        name,
+        skinny_kernels.skinny,
+        _operands(b, source, name, layer, x, rows, epilogue, heads)
+        | {
+            "bias": optional(b, source, f"{name}.bias", n),
+            "out": out,
+            "residual": residual,
+            "gate": gate,
+            "length": length,
+            "dt": dt,
+            "inverse_scale": inverse(following),
+        }
+        | _destinations(heads),
+        _constants(layer, epilogue, heads),
+        tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
+        lambda t: (ceil(n, t["BN"]),),
+    )
+
+
+def _operands(
+    b: Builder,
+    source: Source,
+    name: str,
+    layer: Linear,
+    x: Value,
+    rows: int,
+    epilogue: str,
+    heads: Heads | None,
+) -> dict[str, Operand]:
+    """What every product has."""
+    return {
+        "a": x,
+        "w": b.weight(name, partial(_arranged, layer, epilogue, heads)),
+        "M": rows,
+        "scale": layer.scale * (layer.input_scale or 1.0),
+    }
+
+
+def _destinations(heads: Heads | None) -> dict[str, Operand]:
+    if heads is None:
+        return {}
+    places = {"out": heads.queried, "keys": heads.keys, "values": heads.values}
+    return {**places, "cos": heads.cos, "sin": heads.sin}
+
+
+def _constants(layer: Linear, epilogue: str, heads: Heads | None) -> dict[str, int | str]:
+    n, k = layer.weight.shape
+    if heads:
+        return {"N": n, "K": k, "HEADS": heads.queries, "D": heads.dim, "EPILOGUE": "rope"}
+    return {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": epilogue}
+
+
+def _arranged(layer: Linear, epilogue: str, heads: Heads | None) -> Tensor:
+    """The weight with its columns where the epilogue wants them."""
+    if heads:
+        return interleave_halves(layer.weight, heads.queries + 1, heads.dim)
+    return interleave_pair(layer.weight) if epilogue == "geglu" else layer.weight
+
+
+def optional(b: Builder, source: Source, name: str, size: int) -> Value | None:
+    """A vector of the component, if it has it, with zeros up to `size`."""
+    if name not in source:
+        return None
+    return b.weight(name, lambda: _grown(source.tensor(name), size))
+
+
+def _grown(vector: Tensor, size: int) -> Tensor:
+    return F.pad(vector, (0, size - len(vector)))
