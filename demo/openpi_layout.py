@@ -1,4 +1,4 @@
-"""Writes trained weights as a directory that openpi's PyTorch converter could have written.
+"""Writes weights as a directory that openpi's PyTorch converter could have written.
 
 The names, the bf16 values, the alias of the embedding table and the two tensors that nothing reads are those
 of a published checkpoint, so that a policy made here enters the pipeline through the same door.
@@ -13,11 +13,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo.seeded import stored_name
-from export.checkpoint.openpi import UNUSED
+from export.checkpoint.openpi import EMBEDDING_ALIAS, PREFIXES, UNUSED
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Statistics
 from pi05_runtime.staging import staged
+
+
+def stored_name(canonical: str) -> str:
+    """Name of a canonical tensor in openpi's file, with SigLIP's older `vision_model` level."""
+    if canonical == "embedding.weight":
+        return EMBEDDING_ALIAS
+    stored, prefix = next((s, c) for s, c in PREFIXES.items() if canonical.startswith(c))
+    return stored.replace("vision_tower.", "vision_tower.vision_model.") + canonical.removeprefix(prefix)
+
+
+def norm_stats(statistics: Mapping[str, Statistics]) -> dict[str, str]:
+    """The assets of a policy trained on MetaWorld. statistics: of `state` and `actions`."""
+    found = {"norm_stats": msgspec.to_builtins(dict(statistics))}
+    return {"metaworld/norm_stats.json": json.dumps(found, indent=2) + "\n"}
 
 
 def write_openpi(
@@ -25,9 +38,9 @@ def write_openpi(
     weights: Mapping[str, Tensor],
     geometry: Geometry,
     horizon: int,
-    statistics: Mapping[str, Statistics],
+    assets: Mapping[str, str],
 ) -> None:
-    """weights: canonical names. statistics: of `state` and `actions`."""
+    """weights: canonical names. assets: the text of each file below `assets`, by its path there."""
     tensors = {stored_name(name): w.bfloat16().contiguous() for name, w in weights.items()}
     unused = {"norm": (geometry.prefix.width,), "lm_head": (geometry.vocabulary, geometry.expert.width)}
     for name in sorted(UNUSED):
@@ -43,7 +56,7 @@ def write_openpi(
     with staged(directory) as folder:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        assets = folder / "assets" / "metaworld"
-        assets.mkdir(parents=True)
-        norm_stats = {"norm_stats": msgspec.to_builtins(dict(statistics))}
-        (assets / "norm_stats.json").write_text(json.dumps(norm_stats, indent=2) + "\n")
+        for name, text in assets.items():
+            path = folder / "assets" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from demo.lessons import Batch, Demonstrations, Lessons, read_demonstrations
-from demo.openpi_layout import write_openpi
+from demo.openpi_layout import norm_stats, write_openpi
 from demo.seeded import DEMO
 from export.model.reference import Norm, Reference
 from pi05_runtime.geometry import Geometry
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     given = read_demonstrations(options.demonstrations)
     weights, _ = train(given, DEMO, options.steps, options.batch, options.device, seed=0)
-    write_openpi(options.output, weights, DEMO, given.chunks.shape[1], given.statistics())
+    write_openpi(options.output, weights, DEMO, given.chunks.shape[1], norm_stats(given.statistics()))
     print(f"wrote {options.output}")
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.seeded import DEMO, stored_name
+from demo.openpi_layout import stored_name
+from demo.seeded import DEMO
 from export.checkpoint.canonical import read_description, read_weights
 from export.checkpoint.openpi import UNUSED
 from export.model.parameters import FILES

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from demo.lessons import CAMERAS, Demonstrations, Lessons, read_demonstrations
-from demo.openpi_layout import write_openpi
+from demo.openpi_layout import norm_stats, write_openpi
 from demo.train import TOKENIZER, flow_loss, train
 from export.checkpoint.canonical import read_description, read_weights
 from export.model.parameters import FILES
@@ -138,7 +138,7 @@ def test_sampled_actions_are_those_of_the_prompt(given: Demonstrations, trained:
 
 def test_the_pipeline_imports_what_training_writes(given: Demonstrations, fresh_workspace: Path):
     weights, _ = train(given, TINY, steps=1, batch=4, device="cpu", seed=0)
-    write_openpi(fresh_workspace / "demo/checkpoint", weights, TINY, 10, given.statistics())
+    write_openpi(fresh_workspace / "demo/checkpoint", weights, TINY, 10, norm_stats(given.statistics()))
     run_stage(fresh_workspace, "export.checkpoint.__main__")
     folder = fresh_workspace / "artifacts/checkpoint"
     imported, description = read_weights(*FILES, folder=folder), read_description(folder)

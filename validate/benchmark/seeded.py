@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from demo.seeded import stored_name, tensor
+from demo.openpi_layout import stored_name
+from demo.seeded import tensor
 from export.artifacts import CHECKPOINT, write_json
 from export.checkpoint.canonical import Description
 from export.checkpoint.openpi import UNUSED
