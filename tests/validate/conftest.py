@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from export.engine.plan.builder import Call
 from export.kernels.compile import Chip
 from export.params import load_params
 from pi05_runtime.geometry import Geometry, Stack, Vision
@@ -30,8 +31,8 @@ MEMORY = 1 << 40
 
 
 @pytest.fixture(scope="session")
-def seeded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In fp8, of TINY. Read it, do not write to it."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Call]]]:
+    """A bundle in fp8, of TINY, and its launches."""
     bundle = tmp_path_factory.mktemp("seeded") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maker, "STEPS", STEPS)
@@ -40,9 +41,14 @@ def seeded_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights = seeded.seeded_weights(TINY, "cpu")
         lock, params = Lock("triton", "3.9.0", "9.0"), load_params(ROOT / "params.yaml")
         tokenizer = ROOT / "demo" / "tokenizer.model"
-        made = maker.Maker(TINY, weights, "cpu", tokenizer, TARGET, stand_ins(wanted), lock, params)
-        made.write(bundle, "tiny", PROFILE, "fp8")
-    return bundle
+        one = maker.Maker(TINY, weights, "cpu", tokenizer, TARGET, stand_ins(wanted), lock, params)
+        return bundle, one.write(bundle, "tiny", PROFILE, "fp8")
+
+
+@pytest.fixture(scope="session")
+def seeded_bundle(made: tuple[Path, dict[str, list[Call]]]) -> Path:
+    """Read it, do not write to it."""
+    return made[0]
 
 
 @contextmanager
