@@ -83,6 +83,7 @@ def test_what_forbids_a_binary(
     [
         ("sm90-plan", "prefill", 9, "matmul", {"HGMMA", "QGMMA"}),
         ("sm90-plan", "denoise", 12, "skinny", {"HMMA", "QMMA"}),
+        ("sm90-plan", "vision", 0, "matmul", {"HGMMA", "QGMMA"}),
         ("sm110-plan", "prefill", 9, "matmul", {"UTCQMMA", "UTCHMMA"}),
         ("sm110-plan", "denoise", 12, "skinny", {"HMMA", "QMMA"}),
     ],
@@ -94,9 +95,9 @@ def test_a_component_is_built_for_a_chip_that_is_not_here(
     run_stage(copied_workspace, "export.engine.__main__", target, component)
     folder = copied_workspace / "artifacts" / "engine" / target / component
     record = json.loads((folder / "engine.json").read_text())
-    assert record["file"] == f"{component}.plan" and record["layers"]["fp8"] == fp8
+    assert record["file"] == f"{component}.plan" and record["layers"].get("fp8", 0) == fp8
     plan = read_plan(folder / f"{component}.plan").plan
-    assert len(plan.shaped) == 2
+    assert len(plan.shaped) == (1 if component == "vision" else 2)
     rows = json.loads((folder / "kernels.json").read_text())["rows"]
     used = [row for row in rows if row["refused"] is None]
     products = [row for row in used if row["kernel"] == kernel and "w fp32" not in row["operands"]]

@@ -111,7 +111,13 @@ class Chip:
         if not binary.waits:
             return "it does not wait for the launch before it"
         many = TENSOR[self.number]
-        hot = {"matmul": many, "attention": many, "skinny": FEW_ROWS, "decode_attention": FEW_ROWS}
+        hot = {
+            "matmul": many,
+            "patch_embedding": many,
+            "attention": many,
+            "skinny": FEW_ROWS,
+            "decode_attention": FEW_ROWS,
+        }
         expected = hot.get(wanted.kernel, set())
         if dict(wanted.signature).get("w") != "*fp32" and expected and not expected & binary.tensor.keys():
             return f"tensor-core instructions {sorted(binary.tensor)}, one of {sorted(expected)} expected"

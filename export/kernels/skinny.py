@@ -29,10 +29,10 @@ def skinny(
     """a [M, K] as w [N, K] has it. WIDTH: the power of two that holds K / SLICES.
 
     EPILOGUE: linear, geglu, rope, or euler: out = residual + dt * (acc + bias), all fp32. gate: fp32 [N].
-    length: int32 [1], position of row 0, for rope alone. Grid: ceil(N / BN).
+    length: int32 [1], position of row 0, for rope alone. Grid: (ceil(N / BN), ceil(M / BM)).
     """
     first = tl.program_id(0) * BN
-    rows, cols = tl.arange(0, BM), first + tl.arange(0, BN)
+    rows, cols = tl.program_id(1) * BM + tl.arange(0, BM), first + tl.arange(0, BN)
     lane = tl.arange(0, WIDTH)[None, None, :]
     part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
     within = lane < K // SLICES

@@ -38,28 +38,29 @@ def verify(folder: Path, files: Mapping[str, File], names: Iterable[str], advice
     for name in names:
         _check_size(folder, name, files[name].size, advice)
     total = sum(files[name].size for name in names)
-    with (
-        tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=total < QUIET_BYTES) as bar,
-        ThreadPoolExecutor() as pool,
-    ):
-        # Hashing is most of what loading takes, and leaves the interpreter's lock to others.
-        hashed = [pool.submit(hash_file, folder / name) for name in names]
+    pool = ThreadPoolExecutor()
+    # Hashing is most of what loading takes, and leaves the interpreter's lock to others.
+    hashed = [pool.submit(hash_file, folder / name) for name in names]
+    bar = tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=total < QUIET_BYTES)
+    try:
         for name, hashing in zip(names, hashed, strict=True):
             try:
                 found = hashing.result().sha256
             except OSError as error:
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise BundleError(
                     f"{folder / name}: cannot be read ({error.strerror}); check the disk and the file's "
                     f"permissions, then {advice}"
                 ) from error
             if found != (expected := files[name].sha256):
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise BundleError(
                     f"{folder / name}: sha256 {found} found, {expected} expected: the file was damaged or "
                     f"changed after it was made; {advice}"
                 )
             bar.update(files[name].size)
+    finally:
+        bar.close()
+        # Nobody waits for what is still to be hashed behind a bad file.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def hash_file(path: Path) -> File:

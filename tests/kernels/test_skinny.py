@@ -18,10 +18,10 @@ def run(a, w, out, **given):
     constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear"}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     scales = {"scale": 1.0, "inverse_scale": 1.0}
-    choices = list(skinny_tiles(rows, n, k, constants["D"] or None))
+    choices = list(skinny_tiles(n, k, constants["D"]))
     assert choices
     for tiles in choices:
-        grid = (-(-n // tiles["BN"]),)
+        grid = (-(-n // tiles["BN"]), -(-rows // tiles["BM"]))
         operands = dict.fromkeys(OPTIONAL) | scales | given
         skinny[grid](a, w, out, M=rows, **operands, **constants, **dict(tiles.constants))
         yield out

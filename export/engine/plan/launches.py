@@ -109,8 +109,7 @@ def decode_attention(
 ) -> Value:
     """The chunk's queries over the cache of `prefix` rows and over its own keys, and what all tiles of keys
     have found, merged: what `following` reads."""
-    n, tile = heads.queries, max(KEYS, power_of_two(rows))
-    splits = ceil(prefix + rows, tile)
+    n, splits, height = heads.queries, ceil(prefix + rows, KEYS), max(16, power_of_two(rows))
     found: dict[str, Operand] = {
         "parts": b.result(BF16, n, splits, rows, heads.dim),
         "peaks": b.result(torch.float32, n, splits, rows),
@@ -131,8 +130,8 @@ def decode_attention(
             "scale": heads.dim**-0.5 * LOG2_E,
         }
         | found,
-        {**constants, "BM": max(16, power_of_two(rows)), "BN": tile},
-        (tiles(4, 1), tiles(8, 1)),
+        constants,
+        (tiles(4, 1, BM=height, BN=KEYS), tiles(8, 1, BM=height, BN=KEYS)),
         lambda _: (n, splits),
     )
     out = activations(b, following, rows, n * heads.dim)

@@ -1,8 +1,8 @@
 """What a chip was measured to like best, so that a plan is fast there before anybody tunes it.
 
 measured/sm<chip>.json holds, for each kind of launch, the tile that `pi05 tune` chose on that chip, at every
-number of rows that was measured; a launch takes that of the nearest. It only says which variant comes first:
-all of them go into the engine.
+number of rows that was measured; a launch takes that of the nearest that it can have. It only says which
+variant comes first: all of them go into the engine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,11 +42,19 @@ def kind(kernel: str, dtype: str, constants: Mapping[str, int | str]) -> str:
 
 def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tuple[Tiles, ...]:
     """The tiles with the measured one, if there is one, in front. chip: as Triton counts."""
-    known = [entry for entry in _entries(chip) if entry.launch == launch]
+    offered = [entry for entry in _entries(chip) if any(_same(entry, t) for t in tiles)]
+    known = [e for e in offered if e.launch == launch] or [
+        e for e in offered if _split(e.launch) == _split(launch)
+    ]
     if not known:
         return tuple(tiles)
     best = min(known, key=lambda entry: abs(entry.rows - rows))
     return tuple(sorted(tiles, key=lambda t: not _same(best, t)))
+
+
+def _split(launch: str) -> list[str]:
+    """Its kind, into however many parts it is split: they follow from the rows."""
+    return [word for word in launch.split() if not word.startswith(("SPLITS=", "WIDTH="))]
 
 
 def shape(constants: Mapping[str, int | str | None]) -> dict[str, int]:

@@ -149,8 +149,8 @@ def skinny(
         }
         | _destinations(heads),
         _constants(layer, epilogue, heads),
-        tuple(skinny_tiles(rows, n, k, heads.dim if heads else None)),
-        lambda t: (ceil(n, t["BN"]),),
+        tuple(skinny_tiles(n, k, heads.dim if heads else 0)),
+        lambda t: (ceil(n, t["BN"]), ceil(rows, t["BM"])),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
 KEYS = 32
-"""Of the cache that a program of the chunk's attention takes, or as many as the chunk has rows."""
+"""Cached and own ones that a program of the chunk's attention takes."""
 _OVERHEAD, _TRAFFIC = 8, 1 << 21
 """What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
 128 x 128 over DEPTH."""
@@ -86,13 +86,12 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1])
 
 
-def skinny_tiles(rows: int, n: int, k: int, divides: int | None) -> Iterator[Tiles]:
-    """Few rows: columns a program, and slices of what is summed over, one a warp."""
-    height = max(16, power_of_two(rows))
+def skinny_tiles(n: int, k: int, divides: int) -> Iterator[Tiles]:
+    """Few rows, 16 a program: columns, and slices of what is summed over, one a warp. divides: as above."""
     for columns, slices in ((16, 4), (32, 4), (16, 2), (32, 2), (16, 8), (32, 8), (8, 8)):
         if k % slices or (k // slices) % 16 or columns > n or (divides and divides % columns):
             continue
-        yield tiles(slices, 2, BM=height, BN=columns, SLICES=slices, WIDTH=max(32, power_of_two(k // slices)))
+        yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=max(32, power_of_two(k // slices)))
 
 
 def attention_tiles(rows: int) -> Iterator[Tiles]:

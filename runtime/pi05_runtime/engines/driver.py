@@ -241,7 +241,7 @@ def _bindings() -> Any:
     except ImportError as error:
         raise TargetError(
             f"engines on a GPU need cuda-python, which does not import here ({error}); "
-            "pip install 'pi05-runtime[trt]' or 'pi05-runtime[rtx]'"
+            "pip install 'pi05-runtime[plan]', or [trt] or [rtx]"
         ) from error
 
 

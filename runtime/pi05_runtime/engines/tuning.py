@@ -30,18 +30,23 @@ def tune(
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """Network -> group of launches -> milliseconds of the network with each variant of the group.
 
-    Groups are taken in turn, each with the best of those before it. Errors: EngineError.
+    Groups are taken in turn, each with the best of those before it, and at the first shapes that they occur
+    at. Errors: EngineError.
     """
     stream = device.create_stream()
     times: dict[str, dict[str, tuple[float, ...]]] = {}
+    chosen: dict[str, int]
     try:
         for network in program.networks:
-            times[network] = {}
+            times[network], chosen = {}, {}
             for shaped in program.shaped(network):
                 with ExitStack() as held:
                     addresses = _ports(device, signatures[network], shaped, stream, held)
-                    chosen: dict[str, int] = {}
-                    variants = {la.group: len(la.variants) for la in shaped.launches if len(la.variants) > 1}
+                    variants = {
+                        la.group: len(la.variants)
+                        for la in shaped.launches
+                        if len(la.variants) > 1 and la.group not in chosen
+                    }
                     for group, count in tqdm(variants.items(), desc=f"tune {network}", unit="group"):
                         found: list[float] = []
                         for variant in range(count):
@@ -69,7 +74,8 @@ def _ports(
             values = np.asarray(generator.standard_normal(shape, np.float32))
         addresses[port.name] = device.alloc(byte_size(port, shape))
         held.callback(device.free, addresses[port.name])
-        device.upload(addresses[port.name], encode(port, shape, values), stream)
+        encoded = encode(port, shape, values)
+        device.upload(addresses[port.name], encoded, stream)
         device.synchronize(stream)
     return addresses
 

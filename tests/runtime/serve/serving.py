@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -56,6 +57,11 @@ def ask_with_openpi(
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
+def _hear_signals() -> None:
+    """Also where the tests run under nohup, which would be heeded."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Served(NamedTuple):
     process: subprocess.Popen[str]
     port: int
@@ -79,7 +85,9 @@ def pi05_serve(log: Path, *arguments: object) -> Generator[Served]:
     pi05 = Path(sys.executable).with_name("pi05")
     command = [pi05, "serve", "--port", "0", "--deadline-ms", "60000", *map(str, arguments)]
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=_hear_signals
+        )
     try:
         assert process.stdout is not None
         listens = LISTENS.search(line := process.stdout.readline())

@@ -208,7 +208,7 @@ def test_a_signal_ends_it_and_tells_the_robot(
         decided(connection, good)
         served.process.send_signal(number)
         with pytest.raises(ConnectionClosed) as closed:
-            connection.recv()
+            connection.recv(timeout=60)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
         assert served.process.wait(60) == 128 + number
         (line,) = served.lines()
