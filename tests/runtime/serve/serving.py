@@ -58,8 +58,9 @@ def ask_with_openpi(
 
 
 def _hear_signals() -> None:
-    """Also where the tests run under nohup, which would be heeded."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Also where the tests run under nohup, or behind a shell's &, which would be heeded."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Served(NamedTuple):
