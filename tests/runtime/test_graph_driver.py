@@ -39,6 +39,8 @@ class Bindings:
         real = import_module("cuda.bindings.driver")
         self.CUdevice_attribute = real.CUdevice_attribute
         self.CUstreamCaptureMode, self.CUstream_flags = real.CUstreamCaptureMode, real.CUstream_flags
+        self.CUlaunchAttribute, self.CUlaunchAttributeID = real.CUlaunchAttribute, real.CUlaunchAttributeID
+        self.CUlaunchConfig = real.CUlaunchConfig
 
     def cuGetErrorName(self, error: CUresult) -> tuple[CUresult, bytes | None]:
         return CUresult.CUDA_SUCCESS, None if error == CUresult.CUDA_ERROR_NOT_KNOWN else error.name.encode()
@@ -86,7 +88,7 @@ def test_machine_without_a_gpu(cuda: Bindings, lacking: str, monkeypatch: pytest
 def test_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     for function in (compute_capability, CudaDevice):
-        with pytest.raises(TargetError, match=r"need cuda-python.*pip install 'pi05-runtime\[trt\]'"):
+        with pytest.raises(TargetError, match=r"need cuda-python.*pip install 'pi05-runtime\[plan\]'"):
             function()
 
 
@@ -126,3 +128,14 @@ def test_bindings_have_all_that_is_called() -> None:
     names = set(re.findall(r"\bcu[A-Z]\w+", inspect.getsource(driver)))
     assert len(names) > 20
     assert [name for name in sorted(names) if not hasattr(bindings, name)] == []
+
+
+def test_a_kernel_may_begin_before_the_one_before_it_has_ended(cuda: Bindings) -> None:
+    CudaDevice().launch_kernel(7, (3, 2, 1), 128, 1000, ((), ()), stream=0)
+    name, config, kernel, *_ = cuda.calls[-1]
+    assert (name, kernel) == ("cuLaunchKernelEx", 7)
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 2, 1)
+    assert (config.blockDimX, config.sharedMemBytes, config.numAttrs) == (128, 1000, 1)
+    (attribute,) = config.attrs
+    assert attribute.id.name == "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+    assert attribute.value.programmaticStreamSerializationAllowed == 1
