@@ -131,33 +131,30 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
         queried = b.result(BF16, horizon, e.heads, e.head_dim)
         own = (b.result(BF16, horizon, e.head_dim), b.result(BF16, horizon, e.head_dim))
         heads = Heads(e.heads, e.head_dim, queried, *own, cos, sin)
-        y, _ = norm(
-            b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, modulation=part(2 * i, 0)
-        )  # fmt: skip
+        y, _ = norm(b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, modulation=part(2 * i, 0))
         skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
         mixed = decode_attention(
             b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o")
-        )  # fmt: skip
+        )
         after = b.result(BF16, horizon, e.width)
-        skinny(
-            b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2)
-        )  # fmt: skip
+        skinny(b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2))
         y, _ = norm(
             b, s, f"{layer}.mlp_norm", after, horizon, e.width, gate_up, modulation=part(2 * i + 1, 0)
-        )  # fmt: skip
+        )
         hidden = activations(b, down, horizon, e.mlp)
-        skinny(
-            b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu"
-        )  # fmt: skip
+        skinny(b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu")
         h = b.result(BF16, horizon, e.width)
-        skinny(
-            b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2)
-        )  # fmt: skip
-    y, _ = norm(
-        b, s, "norm", h, horizon, e.width, s.linear("action_out"), modulation=part(2 * e.depth, 0)
-    )  # fmt: skip
+        skinny(b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2))
+    y, _ = norm(b, s, "norm", h, horizon, e.width, s.linear("action_out"), modulation=part(2 * e.depth, 0))
     skinny(
-        b, s, "action_out", y, horizon, out=b.port("x_next", FP32), epilogue="euler",
-        residual=b.port("x", FP32), dt=b.port("dt", FP32),
-    )  # fmt: skip
+        b,
+        s,
+        "action_out",
+        y,
+        horizon,
+        out=b.port("x_next", FP32),
+        epilogue="euler",
+        residual=b.port("x", FP32),
+        dt=b.port("dt", FP32),
+    )
