@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from export.engine.plan import measured
 from export.engine.plan.arena import Life, place
 from export.engine.plan.measured import Entry, Table
-from export.engine.plan.tiles import tiles
+from export.engine.plan.tiles import best_splits, matmul_tiles, tiles
 from export.kernels.compile import KERNELS, Binary, Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
@@ -103,6 +103,17 @@ def test_a_component_is_built_for_a_chip_that_is_not_here(
     products = [row for row in used if row["kernel"] == kernel and "w fp32" not in row["operands"]]
     assert len(used) == len(plan.kernels) and products
     assert all(instructions & row["tensor"].keys() for row in products)
+
+
+@given(st.integers(1, 1000), st.sampled_from([256, 1152, 2048]), st.integers(1, 40), st.booleans())
+def test_no_part_of_a_sum_is_empty_and_no_row_is_left_out(rows: int, n: int, steps: int, fp8: bool) -> None:
+    k = steps * (128 if fp8 else 64)
+    for processors in (20, 132):
+        splits = best_splits(processors, rows, n, k, fp8)
+        assert 1 <= splits <= steps and -(-steps // splits) * (splits - 1) < steps
+    for t in matmul_tiles(rows, n, k, fp8, 0):
+        rest = rows - (-(-rows // t["BM"]) - 1) * t["BM"]
+        assert rest <= t["LAST"] <= t["BM"] and k % t["BK"] == 0
 
 
 def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 Tiles are taken in groups of rows, so that the weights of a group stay in the L2 cache; those of the last row
 may be lower. Where there are fewer tiles than the chip can hold, several programs share one, each summing a
-part of K: the norm that follows adds the parts. Rows at and beyond `length` belong to no token: their tiles
-are left out, and their keys and values are zeros, since a decision must not depend on what an allocation held
-before.
+part of K: the norm that follows adds the parts. Rows at and beyond `length` belong to no token: a tile of
+nothing else is left out, and its keys and values are zeros, since a decision must not depend on what an
+allocation held before.
 """
 
 import triton

@@ -82,7 +82,7 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def group(self) -> str:
-        """What launches have in common that a measurement of one tells about all: kernels and grids."""
+        """What launches have in common that take the same variant: kernels and grids."""
         return " ".join(f"{v.kernel}@{'x'.join(map(str, v.grid))}" for v in self.variants)
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pi05_runtime import load
+from pi05_runtime import verify as verify_module
 from pi05_runtime.errors import BundleError
-from pi05_runtime.manifest import FILE, read_manifest
+from pi05_runtime.manifest import FILE, File, read_manifest
 from pi05_runtime.verify import target_files, verify
 from tests.pipeline import TARGET
 from tests.runtime.bundle_edits import edited, onnx_file
@@ -102,3 +104,27 @@ def test_only_the_files_of_the_target_are_needed(bundle: Path) -> None:
     for name in others:
         (bundle / name).unlink()
     load(bundle, TARGET)
+
+
+@pytest.mark.parametrize("raised", [OSError(5, "read error"), KeyboardInterrupt()])
+def test_a_bad_file_is_told_while_others_are_still_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    files = {name: File(1, "") for name in ("a", "b", "c", "d")}
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    told = threading.Event()
+
+    def hashing(path: Path) -> File:
+        if path.name == "a":
+            raise raised
+        assert told.wait(60)
+        return File(1, "")
+
+    monkeypatch.setattr(verify_module, "hash_file", hashing)
+    try:
+        with pytest.raises((BundleError, KeyboardInterrupt)):
+            verify(tmp_path, files, files)
+        assert not told.is_set()
+    finally:
+        told.set()

@@ -44,7 +44,7 @@ def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tup
     """The tiles with the measured one, if there is one, in front. chip: as Triton counts."""
     offered = [entry for entry in _entries(chip) if any(_same(entry, t) for t in tiles)]
     known = [e for e in offered if e.launch == launch] or [
-        e for e in offered if _split(e.launch) == _split(launch)
+        e for e in offered if _whole(e.launch) == _whole(launch)
     ]
     if not known:
         return tuple(tiles)
@@ -52,7 +52,7 @@ def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tup
     return tuple(sorted(tiles, key=lambda t: not _same(best, t)))
 
 
-def _split(launch: str) -> list[str]:
+def _whole(launch: str) -> list[str]:
     """Its kind, into however many parts it is split: they follow from the rows."""
     return [word for word in launch.split() if not word.startswith(("SPLITS=", "WIDTH="))]
 

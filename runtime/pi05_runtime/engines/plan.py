@@ -50,8 +50,7 @@ class PlanProgram:
     ) -> None:
         """Brings weights and machine code to the device. choices: of variants, where not the first is wanted.
 
-        Errors: EngineError for a file that is not that network's plan or another chip's, or a choice that it
-        does not have.
+        Errors: EngineError for a file that is not that network's plan, or another chip's.
         """
         self._device, self._choices = device, choices
         self._held = ExitStack()
@@ -78,7 +77,7 @@ class PlanProgram:
         return next((PlanStager(self._device, one, found) for one, found in staging if found), None)
 
     def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
-        """Errors: EngineError for shapes that the plan was not made for."""
+        """Errors: EngineError for shapes that the plan was not made for, or a choice that a launch has not."""
         if network not in self._plans:
             raise EngineError(f"{network}: networks {sorted(self._plans)} found; load the whole bundle")
         loaded = self._plans[network]
