@@ -68,7 +68,13 @@ GOOD = Binary(b"", "entry", 1000, 128, 64, 0, {"HGMMA": 4}, waits=True)
             "tensor-core instructions [], one of ['UTCHMMA', 'UTCQMMA'] expected",
         ),
         (SKINNY, 90, {"tensor": {"HMMA": 4}}, None),
-        (SKINNY, 90, {"tensor": {}}, "tensor-core instructions [], one of ['HMMA', 'QMMA'] expected"),
+        (SKINNY, 90, {"tensor": {"HGMMA": 4}}, None),
+        (
+            SKINNY,
+            90,
+            {"tensor": {}},
+            "tensor-core instructions [], one of ['HGMMA', 'HMMA', 'QGMMA', 'QMMA'] expected",
+        ),
         (ACTIONS, 90, {"tensor": {}}, None),
     ],
 )

@@ -34,7 +34,7 @@ TENSOR = {
 }
 """Tensor-core instructions of a chip's full rate: warp groups' on SM90, the fifth generation's on SM110."""
 FEW_ROWS = {"HMMA", "QMMA"}
-"""Those of a single warp, which are enough where memory takes the time."""
+"""Those of a single warp, which are enough too where memory takes the time."""
 _INSTRUCTIONS = re.compile(r"\b(HMMA|QMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
 _WAITS = re.compile(r"\bACQBULK\b")
 """For the launch before: order.py."""
@@ -111,15 +111,17 @@ class Chip:
         if not binary.waits:
             return "it does not wait for the launch before it"
         many = TENSOR[self.number]
+        few = FEW_ROWS | many
         hot = {
             "matmul": many,
             "patch_embedding": many,
             "attention": many,
-            "skinny": FEW_ROWS,
-            "decode_attention": FEW_ROWS,
+            "skinny": few,
+            "decode_attention": few,
         }
         expected = hot.get(wanted.kernel, set())
-        if dict(wanted.signature).get("w") != "*fp32" and expected and not expected & binary.tensor.keys():
+        exact = wanted.kernel == "skinny" and dict(wanted.signature)["w"] == "*fp32"
+        if not exact and expected and not expected & binary.tensor.keys():
             return f"tensor-core instructions {sorted(binary.tensor)}, one of {sorted(expected)} expected"
         return None
 

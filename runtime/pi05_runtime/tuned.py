@@ -40,7 +40,7 @@ class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def saved_ms(self) -> float:
-        """What the fastest variants take less than the first ones, each group at the shapes it was measured at."""
+        """What the fastest variants take less than the first ones, each group where it was measured."""
         groups = [times for groups in self.milliseconds.values() for times in groups.values()]
         return sum(times[0] - min(times) for times in groups)
 

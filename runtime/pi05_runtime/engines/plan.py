@@ -77,7 +77,7 @@ class PlanProgram:
         return next((PlanStager(self._device, one, found) for one, found in staging if found), None)
 
     def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
-        """Errors: EngineError for shapes that the plan was not made for, or a choice that a launch has not."""
+        """Errors: EngineError for shapes that the plan was not made for, or a choice that it lacks."""
         if network not in self._plans:
             raise EngineError(f"{network}: networks {sorted(self._plans)} found; load the whole bundle")
         loaded = self._plans[network]
