@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from export.stage import progress
+from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface, Normalization, Statistics
 from pi05_runtime.preprocess.normalize import normalize_state
@@ -66,10 +67,12 @@ class Batch:
 
 
 def read_demonstrations(folder: Path) -> Demonstrations:
-    """Every task's file of `folder`. Errors: FileNotFoundError if there is none."""
+    """Every task's file of `folder`. Errors: ParamsError if there is none."""
     files = sorted(folder.glob("*.npz"))
     if not files:
-        raise FileNotFoundError(f"{folder}: no demonstrations; python -m demo.demonstrations records")
+        raise ParamsError(
+            f"{folder}: no demonstrations found; record them with python -m demo.demonstrations"
+        )
     tables = [np.load(file) for file in files]
     pictures = [_decode(table["pictures"], table["ends"]) for table in progress(tables, desc="pictures")]
     return Demonstrations(

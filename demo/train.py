@@ -23,6 +23,7 @@ from demo.lessons import Batch, Demonstrations, Lessons, read_demonstrations
 from demo.openpi_layout import norm_stats, write_openpi
 from demo.seeded import DEMO
 from export.model.reference import Norm, Reference
+from export.stage import run_stage
 from pi05_runtime.geometry import Geometry
 
 TOKENIZER = Path(__file__).with_name("tokenizer.model")
@@ -109,14 +110,14 @@ def train(
     return {name: weight.cpu() for name, weight in averaged.state_dict().items()}, losses
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description="Train the demo's policy on recorded demonstrations.")
     parser.add_argument("demonstrations", type=Path, help="folder that demo.demonstrations wrote")
     parser.add_argument("output", type=Path, help="checkpoint directory to write")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     given = read_demonstrations(options.demonstrations)
     weights, _ = train(given, DEMO, options.steps, options.batch, options.device, seed=0)
     write_openpi(options.output, weights, DEMO, given.chunks.shape[1], norm_stats(given.statistics()))
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -103,7 +103,7 @@ class Chip:
         return _PROCESSORS[self.number]
 
     def fault(self, wanted: Specialization, binary: Binary) -> str | None:
-        """What forbids a binary, None if nothing does. fp32 has no tensor cores, and few rows."""
+        """What forbids a binary, None if nothing does. A few rows of fp32 need no tensor core."""
         if binary.shared > SHARED_BYTES[self.number]:
             return f"{binary.shared} bytes of shared memory, {SHARED_BYTES[self.number]} on this chip"
         if binary.spilled:

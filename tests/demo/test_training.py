@@ -16,6 +16,7 @@ from demo.train import TOKENIZER, flow_loss, train
 from export.checkpoint.canonical import read_description, read_weights
 from export.model.parameters import FILES
 from export.model.reference import Reference
+from pi05_runtime.errors import ParamsError
 from pi05_runtime.geometry import Geometry, Stack, Vision
 from pi05_runtime.preprocess.images import stage_images
 from pi05_runtime.preprocess.normalize import normalize_state
@@ -167,5 +168,5 @@ def test_demonstrations_are_read_in_their_order(tmp_path: Path):
     np.testing.assert_array_equal(read.pictures, pictures)
     assert list(read.prompts) == ["push", "push", "reach", "reach"]
     assert len(set(read.episodes.tolist())) == 4
-    with pytest.raises(FileNotFoundError, match=r"demo\.demonstrations"):
+    with pytest.raises(ParamsError, match=r"demo\.demonstrations"):
         read_demonstrations(tmp_path / "empty")
