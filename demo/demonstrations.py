@@ -12,24 +12,27 @@ decision: state, chunk of actions, and one WebP picture a camera, shrunk as open
 """
 
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
-import metaworld
-import mujoco
 import numpy as np
-from metaworld.policies.policy import Policy
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from demo.record import CAMERAS, HEIGHT, STATE_DIMS, TASKS, WIDTH, make_env, render
+from validate.closed_loop.simulators.metaworld import (
+    CAMERAS,
+    STATE_DIMS,
+    TASKS,
+    act,
+    look_ahead,
+    make_env,
+    render,
+    rendering,
+)
 
 EPISODES = 120
 SEEDS = range(30000, 40000)  # record.py's calibration and held-out scenes have other seeds
@@ -70,27 +73,6 @@ class Decisions:
             )
 
 
-def act(expert: Policy, observation: NDArray[np.float64]) -> NDArray[np.float32]:
-    return np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
-
-
-def look_ahead(
-    env: metaworld.SawyerXYZEnv, expert: Policy, observation: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """The expert's next HORIZON actions; the simulator is left as it was."""
-    physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-    kept = {name: getattr(env, name) for name in ("_prev_obs", "_last_stable_obs", "curr_path_length")}
-    actions = []
-    for _ in range(HORIZON):
-        actions.append(act(expert, observation))
-        observation, *_ = env.step(actions[-1])
-    mujoco.mj_setState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-    mujoco.mj_forward(env.model, env.data)
-    vars(env).update(kept)
-    return np.stack(actions)
-
-
 def picture(frame: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     shrunk = Image.fromarray(frame).resize(PICTURE, Image.Resampling.BILINEAR)
@@ -115,9 +97,7 @@ def run_episode(task: str, seed: int) -> Decisions | None:
     expert = TASKS[task][1]()
     decisions, remaining, succeeded = Decisions(), MAX_STEPS, False
     first = seed % STRIDE
-    with mujoco.Renderer(env.model, HEIGHT, WIDTH) as renderer:
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    with rendering(env) as renderer:
         observation, _ = env.reset()
         for step, disturbance in enumerate(disturbances(seed)):
             if step % STRIDE == first:
@@ -125,7 +105,7 @@ def run_episode(task: str, seed: int) -> Decisions | None:
                 decisions.episodes.append(seed)
                 decisions.states.append(observation[:STATE_DIMS].astype(np.float32))
                 decisions.pictures += [picture(frames[camera]) for camera in CAMERAS]
-                decisions.chunks.append(look_ahead(env, expert, observation))
+                decisions.chunks.append(look_ahead(env, expert, observation, HORIZON))
             action = np.clip(act(expert, observation) + disturbance, -1, 1).astype(np.float32)
             observation, _, _, _, info = env.step(action)
             if info["success"] and not succeeded:

@@ -2,46 +2,39 @@
 
 Quantisation ranges and accuracy figures mean little on random pixels, so the demo ships real observations:
 two cameras, the robot's state and the task's prompt. The split is by episode (other seeds, hence other
-scenes), because neighbouring frames of one episode are near copies. Each episode runs in a simulator of its
-own: MetaWorld's reset keeps traces of the episode before, and this way an episode depends on nothing but its
-task and seed.
+scenes), because neighbouring frames of one episode are near copies. The scenes are those in which closed loops
+judge policies, with other seeds.
 
 Writes `observations/` (PNG files and `index.jsonl`) and `assets/metaworld/norm_stats.json` (openpi's format)
 beside this file; both replace the old ones only after everything was recorded.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")
-
-import metaworld
-import mujoco
 import numpy as np
-from metaworld import policies
-from metaworld.policies.policy import Policy
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from validate.closed_loop.simulators.metaworld import (
+    CAMERAS,
+    STATE_DIMS,
+    TASKS,
+    act,
+    make_env,
+    render,
+    rendering,
+)
+
 DEMO = Path(__file__).resolve().parent
-TASKS: dict[str, tuple[str, type[Policy]]] = {
-    "drawer-open-v3": ("open the drawer", policies.SawyerDrawerOpenV3Policy),
-    "button-press-topdown-v3": ("press the button from the top", policies.SawyerButtonPressTopdownV3Policy),
-    "reach-v3": ("reach the goal position", policies.SawyerReachV3Policy),
-    "push-v3": ("push the puck to the goal", policies.SawyerPushV3Policy),
-}
 SEEDS = {"calibration": range(10000, 10005), "heldout": range(20000, 20002)}
 FRAMES_PER_EPISODE = 4
-CAMERAS = ("corner2", "gripperPOV")
-WIDTH, HEIGHT = 160, 120  # not square, so that a policy's resize-with-pad has something to pad
 MAX_STEPS = 150  # the experts need 45 to 100
-STATE_DIMS = 4  # gripper x, y, z and opening
 
 
 @dataclass(frozen=True)
@@ -53,44 +46,15 @@ class Episode:
     frames: list[dict[str, NDArray[np.uint8]]]
 
 
-def make_env(task: str, seed: int) -> metaworld.SawyerXYZEnv:
-    """Build one task's simulator, its scene drawn from `seed` rather than from MetaWorld's fixed list."""
-    benchmark = metaworld.MT1(task, seed=seed)
-    env = benchmark.train_classes[task]()
-    env.set_task(benchmark.train_tasks[0])
-    env._freeze_rand_vec = False
-    env.seeded_rand_vec = True
-    env.seed(seed)
-    model = env.model
-    model.camera("corner2").pos = [0.75, 0.075, 0.7]  # nearer to the table, as is usual for learned policies
-    # Software rendering is ten times faster without multisampling and shadows.
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 1
-    model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
-    return env
-
-
-def render(renderer: mujoco.Renderer, data: mujoco.MjData) -> dict[str, NDArray[np.uint8]]:
-    """Render both cameras, upright: MetaWorld mounts `corner2` upside down."""
-    frames = {}
-    for camera in CAMERAS:
-        renderer.update_scene(data, camera=camera)
-        frames[camera] = renderer.render()
-    frames["corner2"] = frames["corner2"][::-1, ::-1]
-    return frames
-
-
 def run_expert(task: str, seed: int) -> Episode:
     """Let the scripted expert solve one scene, up to and including the step that succeeds."""
     env = make_env(task, seed)
     expert = TASKS[task][1]()
     states, actions, frames = [], [], []
-    with mujoco.Renderer(env.model, HEIGHT, WIDTH) as renderer:
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    with rendering(env) as renderer:
         observation, _ = env.reset()
         for _ in range(MAX_STEPS):
-            action = np.clip(expert.get_action(observation), -1, 1).astype(np.float32)
+            action = act(expert, observation)
             states.append(observation[:STATE_DIMS])
             actions.append(action)
             frames.append(render(renderer, env.data))

@@ -54,7 +54,7 @@ def flow_loss(model: Reference, batch: Batch) -> Tensor:
     n, cameras = batch.images.shape[:2]
     image_tokens = model.embed_images(batch.images.flatten(0, 1)).unflatten(0, (n, cameras)).flatten(1, 2)
     prefix = torch.cat([image_tokens, model.embed_prompt(batch.tokens)], 1)
-    places = torch.arange(prefix.shape[1])
+    places = torch.arange(prefix.shape[1], device=prefix.device)
     valid = places < image_tokens.shape[1] + batch.lengths[:, None]
     t = batch.times[:, None, None]
     x = t * batch.noise + (1 - t) * batch.actions
@@ -79,34 +79,32 @@ def train(
     keep = max(0.0, 1 - 1 / (AVERAGED * steps))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(keep))
     averaged = cast(Reference, average.module)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     real = lessons.interface.action_dims
     print(f"{len(lessons.rows)} decisions to learn from, {len(lessons.held_out_rows)} held out", flush=True)
     held_out, every, start = lessons.held_out(512), max(1, steps // REPORTS), time.perf_counter()
+    compiled = flow_loss if device == "cpu" else torch.compile(flow_loss)
     recent: list[Tensor] = []
     losses: list[float] = []
-    with torch.device(device):
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step, steps)
-            with torch.device("cpu"):
-                drawn = lessons.draw(batch)
-            loss = flow_loss(model, drawn)
-            optimizer.zero_grad()
-            loss.mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            average.update_parameters(model)
-            recent.append(loss[:real].detach().mean())
-            if (step + 1) % every == 0:
-                with torch.no_grad():
-                    losses.append(float(flow_loss(averaged, held_out)[:real].mean()))
-                learned, seconds = float(torch.stack(recent).mean()), time.perf_counter() - start
-                print(
-                    f"step {step + 1}: loss {learned:.4f}, held out {losses[-1]:.4f}, {seconds:.0f} s",
-                    flush=True,
-                )
-                recent.clear()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, steps)
+        loss = compiled(model, lessons.draw(batch))
+        optimizer.zero_grad()
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(model)
+        recent.append(loss[:real].detach().mean())
+        if (step + 1) % every == 0:
+            with torch.no_grad():
+                losses.append(float(flow_loss(averaged, held_out)[:real].mean()))
+            learned, seconds = float(torch.stack(recent).mean()), time.perf_counter() - start
+            print(
+                f"step {step + 1}: loss {learned:.4f}, held out {losses[-1]:.4f}, {seconds:.0f} s",
+                flush=True,
+            )
+            recent.clear()
     return {name: weight.cpu() for name, weight in averaged.state_dict().items()}, losses
 
 

@@ -30,7 +30,7 @@ from export.artifacts import (
 from export.checkpoint.canonical import read_description
 from export.component import read_calibration_set
 from export.engine import read_record
-from export.gates import GATES, require_engine, require_passed
+from export.gates import GATES, require_acted, require_engine, require_passed
 from export.layer_table import read_table
 from export.observations import NOISE_SEED, Observations, seeded_noise
 from export.params import Params, load_params
@@ -134,6 +134,7 @@ def hash_files(folder: Path) -> dict[str, contract.File]:
 def main() -> None:
     params, description = load_params(), read_description()
     gates, components = gate_results(params), variants(params)
+    acted = {target: require_acted(params, target) for target in params.gates.closed_loop.targets}
     calibration = read_calibration_set()
     with staged(BUNDLE) as out:
         targets = place_files(out, params)
@@ -161,6 +162,7 @@ def main() -> None:
             schedule=SCHEDULE,
             targets=targets,
             files=hash_files(out),
+            closed_loop=acted,
         )
         if found := contract.contradiction(manifest):
             raise GateError(f"the bundle contradicts itself: {found}; run `dvc repro`")

@@ -16,13 +16,16 @@ from export.layer_table import read_table
 from export.params import Params
 from pi05_runtime.errors import GateError
 from pi05_runtime.geometry import COMPONENTS
-from pi05_runtime.manifest import Judged
+from pi05_runtime.manifest import ClosedLoop, Judged
 from pi05_runtime.targets import coarsest
 from pi05_runtime.verify import hash_file
 
 METRICS = Path("metrics")
 ACTIONS = "actions"
 GATES = (*COMPONENTS, ACTIONS)
+CLOSED_LOOP = "closed_loop"
+MUTANTS = ("black-images", "wrong-prompt")
+"""What the closed loop must refuse of the same engines, or it could not fail."""
 UNQUANTIZED = {"bf16", "fp32"}
 
 
@@ -55,6 +58,15 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def passed(self) -> bool:
         """Clearly at or above the threshold: no measurement and NaN do not pass."""
         return self.cosine >= self.threshold
+
+
+class Acted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """metrics/<target>/closed_loop.json. recipes: component -> recipe. mutants: the same engines, given
+    spoilt observations."""
+
+    recipes: dict[str, str]
+    found: ClosedLoop
+    mutants: dict[str, ClosedLoop]
 
 
 def expectation(params: Params, target: str, gate: str) -> tuple[str, float]:
@@ -91,6 +103,50 @@ def require_passed(params: Params, target: str, gate: str) -> Result:
     if not result.passed:
         raise GateError(f"{where}: cosine {result.cosine:.6f}, at least {result.threshold} expected")
     return result
+
+
+def shortfalls(acted: ClosedLoop) -> list[str]:
+    """Where it falls short of its thresholds, found against expected. NaN falls short."""
+    success, loss = acted.successes / acted.scenes, (acted.lost - acted.won) / acted.scenes
+    held = {
+        f"success {success:.1%} found, at least {acted.least_success:.1%} expected": (
+            success >= acted.least_success
+        ),
+        f"{loss:.1%} of scenes lost to the reference found, at most {acted.largest_loss:.1%} expected": (
+            loss <= acted.largest_loss
+        ),
+        f"divergence {acted.divergence:.3g} found, at most {acted.largest_divergence:.3g} expected": (
+            acted.divergence <= acted.largest_divergence
+        ),
+    }
+    return [told for told, holds in held.items() if not holds]
+
+
+def require_acted(params: Params, target: str) -> ClosedLoop:
+    """What a target's engines did in the simulator, judged by the present params. Errors: GateError if it
+    falls short, a mutant does not, or other engines, scenes or thresholds were judged."""
+    path, asked = METRICS / target / f"{CLOSED_LOOP}.json", params.gates.closed_loop
+    try:
+        acted = read_json(path, Acted)
+    except ArtifactError as error:
+        raise GateError(f"no gate result: {error}; a gate that did not run has failed") from None
+    scenes = len(asked.tasks) * asked.scenes
+    wanted = (asked.suite, asked.tasks, scenes, asked.success, asked.loss, asked.divergence)
+    expected = (decision_recipes(target, params.networks(target)), wanted)
+    for f in (acted.found, *acted.mutants.values()):
+        thresholds = (f.least_success, f.largest_loss, f.largest_divergence)
+        if (held := (acted.recipes, (f.suite, f.tasks, f.scenes, *thresholds))) != expected:
+            raise GateError(f"{path}: held to {held}, params.yaml says {expected}: run `dvc repro`")
+    if acted.mutants.keys() != set(MUTANTS):
+        raise GateError(f"{path}: mutants {list(acted.mutants)} found, {list(MUTANTS)} expected")
+    if short := shortfalls(acted.found):
+        raise GateError(f"{path}: {'; '.join(short)}")
+    if blind := [name for name, mutant in acted.mutants.items() if not shortfalls(mutant)]:
+        raise GateError(
+            f"{path}: the mutants {blind} passed, all of {list(MUTANTS)} expected to fail, or the gate could "
+            "not; raise gates.closed_loop.success, or lower its loss or divergence"
+        )
+    return acted.found
 
 
 def require_engine(params: Params, target: str, network: str) -> EngineRecord:

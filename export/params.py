@@ -16,6 +16,7 @@ from pi05_runtime.interface import NormalizationMode, PromptFormat
 from pi05_runtime.targets import RECIPES, TARGETS, Recipe
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Commit = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
 """A Hub revision is a commit, never a branch: the same params must name the same bytes."""
 
@@ -116,11 +117,23 @@ class BuildParams(Struct, frozen=True):
     torch_tensorrt: tuple[Literal["vision"], ...]
 
 
+class ClosedLoopParams(Struct, frozen=True):
+    targets: tuple[str, ...]
+    simulator: str
+    suite: str
+    tasks: tuple[str, ...]
+    scenes: Positive
+    success: Share
+    loss: Share
+    divergence: Annotated[float, msgspec.Meta(gt=0)]
+
+
 class GateParams(Struct, frozen=True):
     steps: tuple[int, ...]
     component_cosine: dict[Recipe, float]
     action_cosine: dict[Recipe, float]
     budget_ms: dict[str, Annotated[float, msgspec.Meta(gt=0)]]
+    closed_loop: ClosedLoopParams
 
     def __post_init__(self) -> None:
         for name in ("component_cosine", "action_cosine"):
@@ -129,6 +142,8 @@ class GateParams(Struct, frozen=True):
                 raise ValueError(f"{name} has no threshold for {missing}")
             if wrong := {r: x for r, x in table.items() if not 0 < x < 1}:
                 raise ValueError(f"{name} must lie between 0 and 1, found {wrong}")
+        if self.closed_loop.targets and not self.closed_loop.tasks:
+            raise ValueError("closed_loop.tasks is empty: engines would act nowhere")
 
 
 class BundleParams(Struct, frozen=True):
@@ -159,11 +174,19 @@ class Params(Struct, frozen=True):
             )
         if unknown := [t for t in self.gates.budget_ms if t not in TARGETS]:
             raise ValueError(f"gates.budget_ms: unknown targets {unknown}; known: {sorted(TARGETS)}")
+        if idle := [t for t in self.gates.closed_loop.targets if t not in self.targets]:
+            raise ValueError(f"gates.closed_loop.targets: {idle} are not among the targets {self.targets}")
         for target in self.targets:
             for component in COMPONENTS:
                 self.recipes(target, component)
         self._check_torch_tensorrt()
-        for name, values in (("targets", self.targets), ("gates.steps", self.gates.steps)):
+        acts = self.gates.closed_loop
+        for name, values in (
+            ("targets", self.targets),
+            ("gates.steps", self.gates.steps),
+            ("gates.closed_loop.targets", acts.targets),
+            ("gates.closed_loop.tasks", acts.tasks),
+        ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {list(values)}")
         if not self.targets:

@@ -13,7 +13,7 @@ import msgspec
 
 from export.artifacts import BUNDLE
 from export.card import model_card
-from export.gates import GATES
+from export.gates import GATES, shortfalls
 from export.hub import LocalFile, PublishError, Repository, differing
 from export.signing import CARD, UNSIGNED, SigningKey, open_key, sign
 from export.stage import run_stage
@@ -59,6 +59,12 @@ def check_bundle(bundle: Path) -> Manifest:
                     f"{target}: gate {name} has cosine {gate.cosine:.6f}, at least {gate.threshold} "
                     f"expected; choose a finer recipe in params.yaml, then {REPRO}"
                 )
+    for target, acted in manifest.closed_loop.items():
+        if short := shortfalls(acted):
+            raise GateError(
+                f"{target}: in closed loop, {'; '.join(short)}; choose a finer recipe in params.yaml, then "
+                f"{REPRO}"
+            )
     return manifest
 
 

@@ -24,16 +24,18 @@ def modulate(x: Tensor, modulation: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     return (rms(x) * (1 + scale) + shift).to(dtype), gate.to(dtype)
 
 
-def rope_table(positions: int, head_dim: int, frequency_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_table(
+    positions: int, head_dim: int, frequency_dtype: torch.dtype, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """(cos, sin), each fp32 [positions, head_dim / 2], theta 10000.
 
     frequency_dtype float32 is what JAX trains with. bfloat16 reproduces openpi's and LeRobot's
     PyTorch ports, whose cast of the module also rounds the frequency buffer (up to 1 rad off at
     position 777).
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     frequency = (10000.0**-exponent).to(frequency_dtype).float()
-    angle = torch.arange(positions, dtype=torch.float32)[:, None] * frequency
+    angle = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequency
     return angle.cos(), angle.sin()
 
 

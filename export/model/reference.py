@@ -201,7 +201,7 @@ class Reference(nn.Module):
         embedding = time_embedding(t.expand(x.shape[0]), self.time_mlp_in.in_features)
         c = condition(self.time_mlp_in, self.time_mlp_out, embedding)
         horizon = x.shape[1]
-        positions = valid.long().sum(1, keepdim=True) + torch.arange(horizon)
+        positions = valid.long().sum(1, keepdim=True) + torch.arange(horizon, device=x.device)
         cos, sin = self._rope(positions)
         seen = torch.cat([valid, valid.new_ones(x.shape[0], horizon)], 1)
         bias = torch.where(seen[:, None, None, :], 0.0, ops.MASKED)
@@ -219,5 +219,7 @@ class Reference(nn.Module):
         return x
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = ops.rope_table(int(positions.max()) + 1, self.head_dim, self.rope_frequency_dtype)
+        cos, sin = ops.rope_table(
+            int(positions.max()) + 1, self.head_dim, self.rope_frequency_dtype, positions.device
+        )
         return cos[positions][:, None], sin[positions][:, None]

@@ -33,7 +33,7 @@ def times(steps: int, schedule: str = "openpi") -> Tensor:
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
     """Sine and cosine embedding of t [n], in double as openpi does, returned fp32 [n, width]."""
-    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64)
+    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=t.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
     angle = t.double()[:, None] * (2 * torch.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1).float()
