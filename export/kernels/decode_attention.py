@@ -15,24 +15,29 @@ from export.kernels.order import after_previous
 @triton.jit
 def decode_attention(
     q, keys, values, own_keys, own_values, length, parts, peaks, totals, M, scale,
-    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, CACHED: tl.constexpr, SPLITS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """q [M, HEADS, D], keys and values [P, D] of which the first `length` (int32 [1]) count, own ones [M, D].
 
-    P + M is at most SPLITS * BN. scale: of the scores, times log2(e). What a tile finds: parts bf16 [HEADS,
-    SPLITS, M, D], peaks and totals fp32 [HEADS, SPLITS, M]. Grid: (HEADS, SPLITS).
+    Tiles of BN: CACHED of the cache, then those of the chunk's own. scale: of the scores, times log2(e). What
+    a tile finds: parts bf16 [HEADS, SPLITS, M, D], peaks and totals fp32 [HEADS, SPLITS, M]. Grid: (HEADS,
+    SPLITS).
     """
     head, split = tl.program_id(0), tl.program_id(1)
-    rows, dims = tl.arange(0, BM), tl.arange(0, D)
-    here, cached = split * BN + tl.arange(0, BN), tl.load(length)
-    old, new = (here < cached)[:, None], ((here >= cached) & (here < cached + M))[:, None]
-    before, after = here[:, None] * D + dims[None, :], (here - cached)[:, None] * D + dims[None, :]
+    rows, dims, here = tl.arange(0, BM), tl.arange(0, D), tl.arange(0, BN)
+    if split < CACHED:
+        here += split * BN
+        tile_keys, tile_values, count = keys, values, tl.load(length)
+    else:
+        here += (split - CACHED) * BN
+        tile_keys, tile_values, count = own_keys, own_values, M
+    there, valid = here < count, rows < M
     after_previous()
-    k = tl.load(keys + before, old, 0.0) + tl.load(own_keys + after, new, 0.0)
-    v = tl.load(values + before, old, 0.0) + tl.load(own_values + after, new, 0.0)
-    valid = rows < M
+    k = tl.load(tile_keys + here[:, None] * D + dims[None, :], there[:, None], 0.0)
     x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid[:, None], 0.0)
-    scores = tl.where((here < cached + M)[None, :], tl.dot(x, tl.trans(k)) * scale, float("-inf"))
+    v = tl.load(tile_values + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+    scores = tl.where(there[None, :], tl.dot(x, tl.trans(k)) * scale, float("-inf"))
     # A tile without a key has no peak; its part then weighs nothing.
     peak = tl.maximum(tl.max(scores, 1), -1e30)
     weights = tl.exp2(scores - peak[:, None])

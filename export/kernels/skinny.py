@@ -25,18 +25,25 @@ def skinny(
     a, w, out, bias, residual, gate, keys, values, cos, sin, length, dt, M, scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SLICES: tl.constexpr, WIDTH: tl.constexpr,
+    TURNED: tl.constexpr,
 ):  # fmt: skip
-    """a [M, K] as w [N, K] has it. WIDTH: the power of two that holds K / SLICES.
+    """a [M, K] as w [N, K] has it. WIDTH: the power of two that holds K / SLICES. TURNED: SLICES is 1, WIDTH
+    is K, BN divides N, and weights are the first operand, which a chip multiplies 64 rows at a time: then
+    they go to shared memory as they are, without a register, and full-rate instructions read them there.
 
     EPILOGUE: linear, geglu, rope, or euler: out = residual + dt * (acc + bias), all fp32. gate: fp32 [N].
     length: int32 [1], position of row 0, for rope alone. Grid: (ceil(N / BN), ceil(M / BM)).
     """
     first = tl.program_id(0) * BN
     rows, cols = tl.program_id(1) * BM + tl.arange(0, BM), first + tl.arange(0, BN)
-    lane = tl.arange(0, WIDTH)[None, None, :]
-    part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
-    within = lane < K // SLICES
-    right = tl.load(w + (cols % N)[None, :, None] * K + part + lane, within, 0.0)
+    if TURNED:
+        lane = tl.arange(0, WIDTH)[None, :]
+        right = tl.load(w + cols[:, None] * K + lane)
+    else:
+        lane = tl.arange(0, WIDTH)[None, None, :]
+        part = tl.arange(0, SLICES)[:, None, None] * (K // SLICES)
+        within = lane < K // SLICES
+        right = tl.load(w + (cols % N)[None, :, None] * K + part + lane, within, 0.0)
     shift = load_columns(bias, cols, N, 0.0)
     if EPILOGUE == "euler":
         factor = tl.full(cols.shape, tl.load(dt), tl.float32)
@@ -45,10 +52,14 @@ def skinny(
     if EPILOGUE == "rope":
         c, s = load_rotation(cos, sin, rows, first, M, tl.load(length), D, BN)
     after_previous()
-    left = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
     before = load_tile(residual, rows, cols, M, N)
-    parts = tl.dot(left, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
-    acc = tl.sum(parts, 0) * scale
+    if TURNED:
+        left = tl.load(a + rows[:, None] * K + lane, (rows < M)[:, None], 0.0)
+        acc = tl.trans(tl.dot(right, tl.trans(left))) * scale
+    else:
+        left = tl.load(a + rows[None, :, None] * K + part + lane, within & (rows < M)[None, :, None], 0.0)
+        parts = tl.dot(left, tl.permute(right, (0, 2, 1)), input_precision="tf32x3")
+        acc = tl.sum(parts, 0) * scale
     if EPILOGUE == "rope":
         store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS, D)
     elif EPILOGUE == "geglu":

@@ -28,11 +28,14 @@ class TokenEmbedding:
                 f"{path}: {found} bytes found, {expected} expected (bf16 [{rows}, {width}]); "
                 "copy the bundle again"
             )
-        self._table = np.memmap(path, "<u2", "r", shape=(rows, width))
+        # A plain array over the map: the subclass costs a robot microseconds at every index.
+        self._table = np.asarray(np.memmap(path, "<u2", "r", shape=(rows, width)))
 
     def __getitem__(self, ids: npt.NDArray[np.int64]) -> Floats:
         """Embeddings float32 [tokens, width] of ids [tokens]; a bf16 is the upper half of a float32."""
-        return (self._table[ids].astype(np.uint32) << 16).view(np.float32)
+        bits = self._table[ids].astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
 
 
 @dataclass(frozen=True)

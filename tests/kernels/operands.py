@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
-_generator = torch.Generator().manual_seed(7)
-
-
-def bf16(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=_generator).bfloat16()
+_generator = torch.Generator("cpu").manual_seed(7)
 
 
 def fp32(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=_generator)
+    return torch.randn(shape, generator=_generator, device="cpu").to(torch.get_default_device())
+
+
+def bf16(*shape: int) -> Tensor:
+    return fp32(*shape).bfloat16()
 
 
 def codes(*shape: int) -> Tensor:
     """FP8 of either sign and of all sizes."""
-    return (torch.randn(shape, generator=_generator) * 4).to(FP8)
+    return (fp32(*shape) * 4).to(FP8)
 
 
 def near(found: Tensor, expected: Tensor, tolerance: float = 3e-3) -> None:

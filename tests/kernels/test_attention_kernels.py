@@ -48,7 +48,8 @@ def test_heads_that_share_keys_see_the_length_alone(length: int) -> None:
 @pytest.mark.parametrize("tile", [32, 128])
 def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int) -> None:
     heads, dim, prefix, height = 2, 16, 300, max(16, 1 << (horizon - 1).bit_length())
-    splits = -(-(prefix + horizon) // tile)
+    cached = -(-prefix // tile)
+    splits = cached + -(-horizon // tile)
     q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
     own_k, own_v = bf16(horizon, dim), bf16(horizon, dim)
     k[length:], v[length:] = NAN, NAN
@@ -59,7 +60,7 @@ def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int)
     expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None])
     decode_attention[(heads, splits)](
         q, k, v, own_k, own_v, n, parts, peaks, totals, horizon, dim**-0.5 * LOG2_E,
-        heads, dim, splits, height, tile,
+        heads, dim, cached, splits, height, tile,
     )  # fmt: skip
     width = 1 << (splits - 1).bit_length()
     merge[(horizon, heads)](parts, peaks, totals, out, horizon, 1.0, heads, dim, splits, width)

@@ -17,12 +17,12 @@ def staged(frame: np.ndarray, convention: Convention) -> torch.Tensor:
     tables = resampling("camera", height, width, SIZE, convention)
     out = torch.empty(3, SIZE, SIZE)
     rows, columns = tables.rows, tables.columns
-    operands = [torch.from_numpy(a) for axis in (columns, rows) for a in (axis.starts, axis.weights)]
+    operands = [torch.tensor(a) for axis in (columns, rows) for a in (axis.starts, axis.weights)]
     resize[(SIZE, 3)](
-        torch.from_numpy(frame), *operands, out, height, width, tables.top, tables.left,
+        torch.tensor(frame), *operands, out, height, width, tables.top, tables.left,
         rows.outputs, columns.outputs, columns.taps, rows.taps, SIZE, 64, convention == "openpi",
     )  # fmt: skip
-    return out
+    return out.cpu()
 
 
 @pytest.mark.parametrize("convention", ["openpi", "lerobot"])

@@ -5,25 +5,25 @@ import torch
 import torch.nn.functional as F
 
 from export.engine.plan.source import interleave_halves, interleave_pair
-from export.engine.plan.tiles import skinny_tiles
+from export.engine.plan.tiles import skinny_tiles, tiles
 from export.kernels.skinny import skinny
 from tests.kernels.operands import FP8, bf16, codes, fp32, near, rope_tables, rotate
 
 OPTIONAL = ("bias", "residual", "gate", "keys", "values", "cos", "sin", "length", "dt")
 
 
-def run(a, w, out, **given):
+def run(a, w, out, choices=(), **given):
     """The kernel with every choice of tiles that its shape has; all must agree."""
     rows, (n, k) = len(a), w.shape
     constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear"}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     scales = {"scale": 1.0, "inverse_scale": 1.0}
-    choices = list(skinny_tiles(n, k, constants["D"]))
+    choices = choices or list(skinny_tiles(n, k, constants["D"]))
     assert choices
-    for tiles in choices:
-        grid = (-(-n // tiles["BN"]), -(-rows // tiles["BM"]))
+    for one in choices:
+        grid = (-(-n // one["BN"]), -(-rows // one["BM"]))
         operands = dict.fromkeys(OPTIONAL) | scales | given
-        skinny[grid](a, w, out, M=rows, **operands, **constants, **dict(tiles.constants))
+        skinny[grid](a, w, out, M=rows, **operands, **constants, **dict(one.constants), num_warps=one.warps)
         yield out
 
 
@@ -36,13 +36,16 @@ def test_gate_and_residual(rows: int, n: int, k: int) -> None:
         near(found, a.float() @ w.float().T * 0.3 * gate + residual.float())
 
 
-def test_geglu_in_codes() -> None:
-    x, w = codes(10, 128), codes(64, 128)
-    gate, up = w.float().split(32)
+@pytest.mark.parametrize("rows", [10, 50])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_geglu_in_codes(rows: int, turned: int) -> None:
+    x, w = codes(rows, 128), codes(128, 128)
+    gate, up = w.float().split(64)
     expected = F.gelu(x.float() @ gate.T * 0.01, approximate="tanh") * (x.float() @ up.T * 0.01)
     scale = expected.abs().max().item() / 448
     given = {"scale": 0.01, "inverse_scale": 1 / scale, "EPILOGUE": "geglu"}
-    for found in run(x, interleave_pair(w), torch.empty(10, 32).to(FP8), **given):
+    tall = [tiles(4, 2, BM=16, BN=64, SLICES=1, WIDTH=128, TURNED=1)] if turned else []
+    for found in run(x, interleave_pair(w), torch.empty(rows, 64).to(FP8), tall, **given):
         near(found.float() * scale, expected, tolerance=4e-2)
 
 

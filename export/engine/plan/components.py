@@ -6,7 +6,7 @@ from export.engine.plan.builder import Builder, PortValue, Value
 from export.engine.plan.launches import BF16, attention, decode_attention, norm
 from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny
 from export.engine.plan.source import Source
-from export.engine.plan.tiles import DEPTH, power_of_two, tiles
+from export.engine.plan.tiles import DEPTH, patch_tiles, power_of_two, tiles
 from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
@@ -35,7 +35,7 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
             "ROWS": rows,
         },
         {"N": width, "SIDE": side, "PATCH": v.patch, "K": pixels},
-        (tiles(4, 3, BM=64, BN=64, BK=32),),
+        tuple(patch_tiles()),
         lambda t: (ceil(rows, t["BM"]), ceil(width, t["BN"])),
     )
     row, batch = 3 * width, v.tokens * 3 * width

@@ -109,7 +109,8 @@ def decode_attention(
 ) -> Value:
     """The chunk's queries over the cache of `prefix` rows and over its own keys, and what all tiles of keys
     have found, merged: what `following` reads."""
-    n, splits, height = heads.queries, ceil(prefix + rows, KEYS), max(16, power_of_two(rows))
+    n, height, cached = heads.queries, max(16, power_of_two(rows)), ceil(prefix, KEYS)
+    splits = cached + ceil(rows, KEYS)
     found: dict[str, Operand] = {
         "parts": b.result(BF16, n, splits, rows, heads.dim),
         "peaks": b.result(torch.float32, n, splits, rows),
@@ -130,7 +131,7 @@ def decode_attention(
             "scale": heads.dim**-0.5 * LOG2_E,
         }
         | found,
-        constants,
+        constants | {"CACHED": cached},
         (tiles(4, 1, BM=height, BN=KEYS), tiles(8, 1, BM=height, BN=KEYS)),
         lambda _: (n, splits),
     )

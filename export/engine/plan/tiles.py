@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
-KEYS = 32
-"""Cached and own ones that a program of the chunk's attention takes."""
+KEYS = 64
+"""Cached or own ones that a program of the chunk's attention takes."""
+TALL = 64
+"""Rows of weights that a full-rate tensor-core instruction takes as its first operand."""
 _OVERHEAD, _TRAFFIC = 8, 1 << 21
 """What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
 128 x 128 over DEPTH."""
@@ -86,12 +88,23 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1])
 
 
+def patch_tiles() -> Iterator[Tiles]:
+    """The patch embedding: a gather of fp32 pixels, so that what counts is how many loads are under way."""
+    for columns, depth, warps, stages in ((64, 32, 4, 3), (64, 64, 8, 3), (64, 64, 4, 2), (32, 64, 4, 3)):
+        yield tiles(warps, stages, BM=64, BN=columns, BK=depth)
+
+
 def skinny_tiles(n: int, k: int, divides: int) -> Iterator[Tiles]:
-    """Few rows, 16 a program: columns, and slices of what is summed over, one a warp. divides: as above."""
+    """Few rows, 16 a program: columns, and slices of what is summed over, one a warp. divides: as above.
+    Where programs with TALL columns and all of K are still enough, weights may be the tall operand too."""
+    if n % TALL == 0 and n // TALL >= TALL and k == power_of_two(k):
+        for warps in (8, 4):
+            yield tiles(warps, 2, BM=16, BN=TALL, SLICES=1, WIDTH=k, TURNED=1)
     for columns, slices in ((16, 4), (32, 4), (16, 2), (32, 2), (16, 8), (32, 8), (8, 8)):
         if k % slices or (k // slices) % 16 or columns > n or (divides and divides % columns):
             continue
-        yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=max(32, power_of_two(k // slices)))
+        width = max(32, power_of_two(k // slices))
+        yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width, TURNED=0)
 
 
 def attention_tiles(rows: int) -> Iterator[Tiles]:

@@ -5,6 +5,7 @@ float64 statistics, LeRobot in float32. The precision matters for the state, whi
 only as 256 bins in the prompt, so each convention is computed in its own.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ def unnormalize_actions(
     return result
 
 
+@lru_cache
 def _statistics(
     what: str, statistics: Statistics, mode: NormalizationMode, convention: Convention, least: int, dims: int
 ) -> tuple[Floats, Floats]:
