@@ -32,8 +32,8 @@ PROMPTS = 8
 """Prompts a decision, each with another error of the state."""
 STATE_ERROR = 0.01
 """Standard deviation of that error, as a part of the range between the quantiles."""
-SHIFT = 4
-LIGHT, COLOUR = 0.3, 0.1
+SHIFT = 1
+LIGHT, COLOUR = 0.2, 0.05
 """The largest change of contrast, and of brightness and each colour, of pixels in [-1, 1]."""
 
 

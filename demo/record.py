@@ -2,8 +2,8 @@
 
 Quantisation ranges and accuracy figures mean little on random pixels, so the demo ships real observations:
 two cameras, the robot's state and the task's prompt. The split is by episode (other seeds, hence other
-scenes), because neighbouring frames of one episode are near copies. The scenes are those in which closed loops
-judge policies, with other seeds.
+scenes), because neighbouring frames of one episode are near copies. The scenes are those in which closed
+loops judge policies, with other seeds.
 
 Writes `observations/` (PNG files and `index.jsonl`) and `assets/metaworld/norm_stats.json` (openpi's format)
 beside this file; both replace the old ones only after everything was recorded.

@@ -27,7 +27,7 @@ from export.stage import run_stage
 from pi05_runtime.geometry import Geometry
 
 TOKENIZER = Path(__file__).with_name("tokenizer.model")
-STEPS, BATCH = 8000, 256
+STEPS, BATCH = 7000, 256
 RATE = 1e-3
 WARMUP, AVERAGED = 1 / 40, 1 / 20
 """Parts of the training: in which the learning rate rises, and over which weights are averaged."""

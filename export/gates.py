@@ -31,7 +31,8 @@ UNQUANTIZED = {"bf16", "fp32"}
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """cosine and floor_cosine: the smallest over observations, of the engine and of FP32 against the
-    BF16 reference. error and floor_error: the largest relative L2 distance."""
+    BF16 reference. error and floor_error: the largest relative L2 distance. Of actions, all observations
+    are one vector."""
 
     cosine: float
     floor_cosine: float

@@ -120,6 +120,7 @@ class BuildParams(Struct, frozen=True):
 class ClosedLoopParams(Struct, frozen=True):
     targets: tuple[str, ...]
     simulator: str
+    map: tuple[str, ...]
     suite: str
     tasks: tuple[str, ...]
     scenes: Positive

@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 
 from export.artifacts import engine_folder, write_json
-from export.engine import RECORD, EngineRecord, read_record
-from export.gates import METRICS, Measured, Result, expectation, require_engine, require_passed
+from export.checkpoint.canonical import read_description
+from export.engine import RECORD, EngineRecord, decision_recipes, read_record
+from export.gates import (
+    METRICS,
+    MUTANTS,
+    Acted,
+    Measured,
+    Result,
+    expectation,
+    require_engine,
+    require_passed,
+)
 from export.params import Params, load_params
 from pi05_runtime.errors import EngineError, GateError
 from pi05_runtime.lock import Lock
+from pi05_runtime.manifest import ClosedLoop, read_manifest
 from pi05_runtime.verify import hash_file
 from tests.pipeline import TARGET, change_params, run_stage
 from validate.metrics import Answers, judge
@@ -140,6 +151,15 @@ def test_nan_in_one_answer_of_many_is_not_lost(workspace: Path):
         assert reference.measure("actions.10", answers).cosine == 1.0
         answers[1][0, 0] = np.nan
         assert np.isnan(reference.measure("actions.10", answers).cosine)
+        assert np.isnan(reference.measure("actions.10", answers, action_dims=4).cosine)
+
+
+def test_one_wrong_chunk_of_many_fails_the_action_gate(workspace: Path):
+    with chdir(workspace):
+        reference, threshold = Answers(), load_params().gates.action_cosine["int4"]
+        answers = [reference.bf16[f"actions.10.{i}"].copy() for i in range(reference.count)]
+    answers[0] = -answers[0]
+    assert reference.measure("actions.10", answers, action_dims=4).cosine < threshold
 
 
 def test_a_gate_that_did_not_run_has_failed(copied_workspace: Path):
@@ -168,6 +188,34 @@ def test_no_bundle_when_params_moved_on(copied_workspace: Path):
         run_stage(copied_workspace, "export.bundle")
 
 
+def test_no_bundle_of_engines_that_were_to_act_and_did_not(copied_workspace: Path):
+    change_params(copied_workspace, gates__closed_loop__targets=[TARGET])
+    manifest = copied_workspace / "artifacts" / "bundle" / "manifest.json"
+    before = manifest.read_bytes()
+    assert b"closed_loop" not in before
+    with pytest.raises(GateError, match=r"no gate result: .*closed_loop\.json"):
+        run_stage(copied_workspace, "export.bundle")
+    assert manifest.read_bytes() == before
+
+
+def test_a_bundle_tells_what_its_engines_did(copied_workspace: Path, capsys: pytest.CaptureFixture[str]):
+    change_params(copied_workspace, gates__closed_loop__targets=[TARGET])
+    with chdir(copied_workspace):
+        params = load_params()
+        asked = params.gates.closed_loop
+        thresholds = (asked.success, asked.loss, asked.divergence)
+        found = ClosedLoop(asked.suite, asked.tasks, 40, 39, 2, 1, 0.004, "engine", *thresholds)
+        mutants = dict.fromkeys(MUTANTS, msgspec.structs.replace(found, successes=0))
+        recipes = decision_recipes(TARGET, params.networks(TARGET))
+        write_json(METRICS / TARGET / "closed_loop.json", Acted(recipes, found, mutants))
+    run_stage(copied_workspace, "export.bundle")
+    assert read_manifest(copied_workspace / "artifacts" / "bundle").closed_loop == {TARGET: found}
+    run_stage(copied_workspace, "validate.report")
+    assert f"| {TARGET} | closed_loop | engine | metaworld | 39/40 | 2 | 1 | 0.004 | pass |" in (
+        capsys.readouterr().out
+    )
+
+
 def test_an_engine_of_other_weights_fails_its_gate(copied_workspace: Path):
     """The same graph over shuffled weights runs, is finite, and must not pass."""
     path = copied_workspace / "artifacts" / "quantized" / "vision" / "bf16" / "weights.bin"
@@ -187,7 +235,8 @@ def test_the_demo_tells_observations_apart(workspace: Path):
     """Otherwise its action gate could not fail: an engine that is blind would pass it."""
     with chdir(workspace):
         reference, threshold = Answers(), load_params().gates.action_cosine["fp8"]
+        dims = read_description().interface.action_dims
         swapped = [reference.bf16[f"actions.10.{(i + 1) % reference.count}"] for i in range(reference.count)]
         noise = [reference.bf16[f"states.{i}"][0] for i in range(reference.count)]
-    assert reference.measure("actions.10", noise).cosine < threshold
-    assert reference.measure("actions.10", swapped).cosine < threshold
+    assert reference.measure("actions.10", noise, dims).cosine < threshold
+    assert reference.measure("actions.10", swapped, dims).cosine < threshold

@@ -113,6 +113,24 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"gates__budget_ms": {"abacus": 50}},
         ("gates.budget_ms: unknown targets ['abacus']", "cpu-ort"),
     ),
+    "a target that acts and is not built": (
+        {"gates__closed_loop__targets": ["sm110-trt"]},
+        ("gates.closed_loop.targets: ['sm110-trt'] are not among the targets",),
+    ),
+    "a target that acts twice": (
+        {"gates__closed_loop__targets": ["cpu-ort", "cpu-ort"]},
+        ("gates.closed_loop.targets names something twice",),
+    ),
+    "engines that act nowhere": (
+        {"gates__closed_loop__targets": ["cpu-ort"], "gates__closed_loop__tasks": []},
+        ("closed_loop.tasks is empty", "$.gates"),
+    ),
+    "no scenes": ({"gates__closed_loop__scenes": 0}, ("$.gates.closed_loop.scenes", ">= 1")),
+    "more than all scenes": ({"gates__closed_loop__success": 1.1}, ("$.gates.closed_loop.success", "<= 1")),
+    "a divergence of nothing": (
+        {"gates__closed_loop__divergence": 0},
+        ("$.gates.closed_loop.divergence", "> 0"),
+    ),
     "unsorted buckets": ({"export__prompt_buckets": [64, 32]}, ("prompt_buckets must rise", "(64, 32)")),
     "equal buckets": ({"export__prompt_buckets": [32, 32]}, ("prompt_buckets must rise",)),
     "no buckets": ({"export__prompt_buckets": []}, ("prompt_buckets must rise and not be empty",)),

@@ -73,6 +73,12 @@ def test_a_threshold_reruns_gates_and_no_engine(repository: Path):
     assert stages_to_run(repository) == {"actions@cpu-ort", "bundle"}
 
 
+def test_engines_act_where_they_are_asked_to_and_before_they_are_bundled(repository: Path):
+    (repository / "demo" / "simulator-requirements.txt").touch()
+    change_params(repository, gates__closed_loop__targets=["cpu-ort"])
+    assert stages_to_run(repository) == {"closed_loop@cpu-ort", "bundle"}
+
+
 def test_a_weight_reruns_its_component_only(repository: Path):
     """A fine-tune that leaves vision alone keeps vision's graph and engine."""
     path = repository / "artifacts" / "checkpoint" / "denoise.safetensors"

@@ -26,7 +26,7 @@ from tests.hub.faults import Corrupt, Overtake, Refuse
 from tests.hub.loopback_hub import READER, WRITER, serve
 from tests.hub.wire import Hub
 from tests.pipeline import ROOT, TARGET, run_stage
-from tests.runtime.bundle_edits import edited, onnx_file, replace
+from tests.runtime.bundle_edits import ACTED, edited, onnx_file, replace
 
 REPO, TAG = "acme/pi05-demo", "v0.1.0"
 BESIDE = {"README.md", "model.sig"}
@@ -203,6 +203,15 @@ def test_the_card_is_what_the_manifest_says(hub: Hub, here: Path, key: Path) -> 
     assert "pi05 pull acme/pi05-demo@v0.1.0 --target auto" in text and "Licence: Apache-2.0" in text
 
 
+def test_the_card_tells_what_engines_did(hub: Hub, here: Path, key: Path) -> None:
+    with edited(here / BUNDLE) as manifest:
+        manifest["closed_loop"] = {TARGET: ACTED}
+    publish(here, key)
+    text = hub.store.blob(hub.store.entry(REPO, TAG, "README.md").sha256).read_text()
+    assert "## In a simulator" in text
+    assert f"| {TARGET} | engine | metaworld | 40 | 39 | 2 | 1 | 0.004 |" in text
+
+
 def test_private_repository(hub: Hub, here: Path, key: Path) -> None:
     publish(here, key, "--private")
     assert hub.store.read(REPO).private
@@ -233,6 +242,11 @@ def drop_gates(bundle: Path) -> None:
         manifest["gates"] = {}
 
 
+def act_badly(bundle: Path) -> None:
+    with edited(bundle) as manifest:
+        manifest["closed_loop"] = {TARGET: ACTED | {"successes": 30}}
+
+
 def link(bundle: Path) -> None:
     (bundle / "tokenizer.model").rename(bundle.parent / "elsewhere")
     (bundle / "tokenizer.model").symlink_to(bundle.parent / "elsewhere")
@@ -254,8 +268,20 @@ def link(bundle: Path) -> None:
         (fail_gate, GateError, "cpu-ort: gate actions has cosine 0.900000, at least"),
         (drop_gate, GateError, r"cpu-ort: no result of the gates \['prefill'\]"),
         (drop_gates, GateError, r"cpu-ort: no result of the gates \['vision'"),
+        (act_badly, GateError, r"cpu-ort: in closed loop, success 75\.0% found, at least 90\.0% expected"),
     ],
-    ids=["extra", "a signature", "missing", "altered", "manifest", "link", "gate", "no gate", "no gates"],
+    ids=[
+        "extra",
+        "a signature",
+        "missing",
+        "altered",
+        "manifest",
+        "link",
+        "gate",
+        "no gate",
+        "no gates",
+        "failures",
+    ],
 )
 def test_a_bundle_that_is_not_fit(
     hub: Hub, here: Path, key: Path, change: Change, kind: type[Pi05Error], expected: str

@@ -23,14 +23,18 @@ class Answers:
         self.bf16, self.fp32 = (_load(precision) for precision in ("bf16", "fp32"))
         self.count = 1 + max(int(name.rsplit(".", 1)[1]) for name in self.bf16)
 
-    def measure(self, name: str, answers: list[np.ndarray], width: int | None = None) -> Measured:
-        """The engine's answers, one an observation, against the stored output `name`.
+    def measure(self, name: str, answers: list[np.ndarray], action_dims: int | None = None) -> Measured:
+        """The engine's answers, one an observation, against the stored output `name`: the worst of them.
 
-        width: how much of the last axis counts, all of it if None.
+        With action_dims, these of the last axis count, and all observations are one vector: where a hand
+        hardly moves a chunk is close to zero and has no direction, so that the worst cosine would say how
+        slow the policy is there, and not how far off the engine.
         """
-        answers = [a[..., :width] for a in answers]
-        expected = [self.bf16[f"{name}.{i}"][..., :width] for i in range(self.count)]
-        floor = [self.fp32[f"{name}.{i}"][..., :width] for i in range(self.count)]
+        expected, floor = ([of[f"{name}.{i}"] for i in range(self.count)] for of in (self.bf16, self.fp32))
+        if action_dims is not None:
+            answers, expected, floor = (
+                [np.stack(of)[..., :action_dims]] for of in (answers, expected, floor)
+            )
         (found, error), (floor_cosine, floor_error) = _worst(answers, expected), _worst(floor, expected)
         return Measured(*(round(x, DIGITS) for x in (found, floor_cosine, error, floor_error)))
 

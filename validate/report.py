@@ -2,7 +2,7 @@
 
 from export.artifacts import ArtifactError
 from export.engine import read_record
-from export.gates import GATES, expectation, read_result
+from export.gates import CLOSED_LOOP, GATES, expectation, read_result, require_acted
 from export.params import Params, load_params
 from export.stage import run_stage
 from pi05_runtime.errors import GateError
@@ -11,6 +11,7 @@ from pi05_runtime.geometry import COMPONENTS
 GATE_HEADER = (
     "| target | gate | judged | recipe | output | cosine | floor | relative error | floor | threshold | |"
 )
+ACTED_HEADER = "| target | gate | judged | suite | solved | lost to the reference | won | divergence | |"
 ENGINE_HEADER = "| target | engine | recipe | linear layers by precision | attempts |"
 NOT_RUN, FAIL = "**did not run**", "**FAIL**"
 
@@ -21,6 +22,8 @@ def main() -> None:
     for target in params.targets:
         for gate in GATES:
             table += _rows(params, target, gate)
+    if targets := params.gates.closed_loop.targets:
+        table += ["", *_header(ACTED_HEADER), *(_acted(params, target) for target in targets)]
     print("\n".join(table))
     if engines := _engines(params):
         print("\n".join(["", *_header(ENGINE_HEADER), *engines]))
@@ -43,6 +46,18 @@ def _rows(params: Params, target: str, gate: str) -> list[str]:
         f"| {'pass' if m.cosine >= threshold else FAIL} |"
         for name, m in result.measured.items()
     ]
+
+
+def _acted(params: Params, target: str) -> str:
+    try:
+        a = require_acted(params, target)
+    except (ArtifactError, GateError) as error:
+        return f"| {target} | {CLOSED_LOOP} | | | | | | | {FAIL}: {error} |"
+    solved = f"{a.successes}/{a.scenes}"
+    return (
+        f"| {target} | {CLOSED_LOOP} | {a.judged} | {a.suite} | {solved} | {a.lost} | {a.won} "
+        f"| {a.divergence:.3g} | pass |"
+    )
 
 
 def _engines(params: Params) -> list[str]:

@@ -87,6 +87,29 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     judged: Judged
 
 
+class ClosedLoop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A target's engines acting in a simulator, beside the BF16 reference in the same scenes from the same
+    noise.
+
+    scenes: of all tasks together. successes: scenes that the engines solved. lost, won: scenes that only the
+    reference, and that only the engines solved. divergence: the 99th percentile, over all decisions of the
+    reference, of the mean absolute difference of the executed actions, in the robot's units. The last three
+    are the thresholds; the first two of them are shares of the scenes, largest_loss of lost less won.
+    """
+
+    suite: str
+    tasks: tuple[str, ...]
+    scenes: int
+    successes: int
+    lost: int
+    won: int
+    divergence: float
+    judged: Judged
+    least_success: float
+    largest_loss: float
+    largest_divergence: float
+
+
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Golden sample. cosine: recipe -> the least that a self-test accepts against the stored actions, of
     engines of which that is the coarsest. budget_ms: target -> the most milliseconds that the median decision
@@ -99,12 +122,13 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_ms: dict[str, float]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """manifest.json. File names are relative to the bundle, with forward slashes.
 
     exported_with: library -> version. prompt_buckets: the lengths a prompt is padded to, ascending.
     steps: Euler step counts that the schedule has. components: each with its ONNX variants, the wanted
-    recipe first. gates: target -> gate -> result. files: all but the manifest itself.
+    recipe first. gates: target -> gate -> result. files: all but the manifest itself. closed_loop: of the
+    targets whose engines acted before they were bundled.
     """
 
     schema: int
@@ -127,6 +151,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: str
     targets: dict[str, TargetFiles]
     files: dict[str, File]
+    closed_loop: dict[str, ClosedLoop] = {}
 
 
 def onnx_folder(component: str, recipe: str) -> str:

@@ -9,6 +9,21 @@ from typing import Any
 
 from pi05_runtime.manifest import FILE
 
+ACTED = {
+    "suite": "metaworld",
+    "tasks": ["reach-v3"],
+    "scenes": 40,
+    "successes": 39,
+    "lost": 2,
+    "won": 1,
+    "divergence": 0.004,
+    "judged": "engine",
+    "least_success": 0.9,
+    "largest_loss": 0.05,
+    "largest_divergence": 0.05,
+}
+"""What a manifest tells of engines that acted."""
+
 
 def onnx_file(bundle: Path, component: str, name: str) -> str:
     """A file of the component's wanted recipe, as the manifest names it."""

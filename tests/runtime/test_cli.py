@@ -14,7 +14,7 @@ from PIL import Image
 from pi05_runtime import cli, golden, load
 from pi05_runtime.manifest import read_manifest
 from tests.pipeline import TARGET
-from tests.runtime.bundle_edits import edited, onnx_file, replace
+from tests.runtime.bundle_edits import ACTED, edited, onnx_file, replace
 
 Pi05 = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +57,10 @@ def test_inspect(pi05: Pi05, bundle: Path) -> None:
     assert f"{manifest.name} {manifest.version}" in out and TARGET in out
     assert f"{len(manifest.files)} of {len(manifest.files)} present and intact" in out
     assert out.count("gate ") == sum(map(len, manifest.gates.values()))
+    with edited(bundle) as changed:
+        changed["closed_loop"] = {TARGET: ACTED}
+    _, out, _ = pi05("inspect", bundle)
+    assert f"gate     {TARGET} in metaworld (engine): 39 of 40 scenes solved, 2 lost to" in out
 
 
 def test_inspect_json_is_the_manifest(pi05: Pi05, bundle: Path) -> None:

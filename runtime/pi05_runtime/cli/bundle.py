@@ -69,6 +69,11 @@ def _summary(manifest: Manifest, present: list[str]) -> list[str]:
         for target, results in manifest.gates.items()
         for name, gate in results.items()
     ]
+    gates += [
+        f"gate     {target} in {a.suite} ({a.judged}): {a.successes} of {a.scenes} scenes solved, {a.lost} "
+        f"lost to the reference, {a.won} won; divergence {a.divergence:.3g} <= {a.largest_divergence:g}"
+        for target, a in manifest.closed_loop.items()
+    ]
     return [
         f"{manifest.name} {manifest.version} ({manifest.license}), schema {manifest.schema}",
         f"files    {len(present)} of {len(manifest.files)} present and intact, {size / 1e6:.1f} MB",
