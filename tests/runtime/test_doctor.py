@@ -75,7 +75,7 @@ def big(manifest: Manifest, size: int) -> Manifest:
         ("thor-jetpack-7.1", {CPU: ["power"], TRT: ["power"]}, {RTX: ["chip"]}, TRT),
         ("thor-jetpack-7.2.0", {CPU: []}, {TRT: ["engines"], RTX: ["chip"]}, TRT),
         ("rtx-5090", {CPU: [], RTX: []}, {TRT: ["chip"]}, RTX),
-        ("h100", {CPU: []}, {TRT: ["chip"], RTX: ["chip"]}, CPU),
+        ("h100", {CPU: ["library"]}, {TRT: ["chip"], RTX: ["chip"]}, CPU),
     ],
 )
 def test_devices(

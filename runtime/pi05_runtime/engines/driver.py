@@ -197,7 +197,7 @@ class CudaDevice:
     @property
     def name(self) -> str:
         """Of the GPU, as its driver has it."""
-        return self._call("cuDeviceGetName", 96, self._ordinal).decode().rstrip("\0")
+        return self._call("cuDeviceGetName", 96, self._ordinal).split(b"\0")[0].decode()
 
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""
