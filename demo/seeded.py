@@ -1,10 +1,8 @@
 """Writes a pi0.5 checkpoint with seeded weights in openpi's on-disk layout, at any geometry.
 
-Stands in for a trained checkpoint: the demo's own until one is trained, and the full-size one that
-shows what the pipeline costs. Weights are scaled so that activations keep a trained model's order of
-magnitude, and the modulation layers are strong enough for time to matter.
-
-    python -m demo.seeded            writes demo/checkpoint
+Stands in for a trained checkpoint of full size, which shows what the pipeline costs. Weights are scaled so
+that activations keep a trained model's order of magnitude, and the modulation layers are strong enough for
+time to matter.
 """
 
 import math
@@ -17,14 +15,8 @@ from torch import Tensor
 from demo.openpi_layout import write_openpi
 from export.model.parameters import canonical_shapes
 from export.stage import progress
-from pi05_runtime.geometry import Geometry, Stack, Vision
+from pi05_runtime.geometry import Geometry
 
-DEMO = Geometry(
-    vision=Vision(image_size=112, patch=14, width=128, depth=3, heads=4, mlp=256),
-    prefix=Stack(width=256, depth=3, heads=8, head_dim=16, mlp=384),
-    expert=Stack(width=128, depth=3, heads=8, head_dim=16, mlp=256),
-    vocabulary=1024,
-)
 HORIZON = 10
 GAINS = {
     r"\.[qk]_proj\.weight$": 1.5,
@@ -61,7 +53,3 @@ def write_checkpoint(directory: Path, geometry: Geometry, assets: Path, seed: in
     }
     texts = {str(p.relative_to(assets)): p.read_text() for p in sorted(assets.rglob("*")) if p.is_file()}
     write_openpi(directory, weights, geometry, HORIZON, texts)
-
-
-if __name__ == "__main__":
-    write_checkpoint(Path("demo/checkpoint"), DEMO, Path("demo/assets"), seed=0)

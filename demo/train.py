@@ -21,12 +21,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from demo.lessons import Batch, Demonstrations, Lessons, read_demonstrations
 from demo.openpi_layout import norm_stats, write_openpi
-from demo.seeded import DEMO
 from export.model.reference import Norm, Reference
 from export.stage import run_stage
-from pi05_runtime.geometry import Geometry
+from pi05_runtime.geometry import Geometry, Stack, Vision
 
 TOKENIZER = Path(__file__).with_name("tokenizer.model")
+DEMO = Geometry(
+    vision=Vision(image_size=112, patch=14, width=128, depth=3, heads=4, mlp=256),
+    prefix=Stack(width=256, depth=3, heads=8, head_dim=16, mlp=384),
+    expert=Stack(width=128, depth=3, heads=8, head_dim=16, mlp=256),
+    vocabulary=1024,
+)
 STEPS, BATCH = 7000, 256
 RATE = 1e-3
 WARMUP, AVERAGED = 1 / 40, 1 / 20

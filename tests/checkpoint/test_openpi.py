@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo.openpi_layout import stored_name
-from demo.seeded import DEMO
+from demo.train import DEMO
 from export.checkpoint.canonical import read_description, read_weights
 from export.checkpoint.openpi import UNUSED
 from export.model.parameters import FILES
