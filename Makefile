@@ -5,7 +5,7 @@ PYTHON ?= python3
 INSTALLED := .venv/installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test check recipes fullsize clean
+.PHONY: repro test check recipes fullsize simulator libero clean
 
 repro: $(INSTALLED)
 	dvc repro --keep-going || { python -m validate.report; exit 1; }
@@ -28,6 +28,22 @@ recipes: $(INSTALLED)
 # What the pipeline costs in time and memory at pi0.5's real size: 40 GB of disk, 10 GB of memory.
 fullsize: $(INSTALLED)
 	python -m demo.fullsize
+
+# MetaWorld for validate/closed_loop and the demo, in an environment of its own: 0.4 GB.
+simulator: artifacts/simulator/installed
+
+artifacts/simulator/installed: demo/simulator-requirements.txt
+	$(PYTHON) -m venv artifacts/simulator
+	artifacts/simulator/bin/pip install --quiet --requirement $<
+	touch $@
+
+# LIBERO for validate/closed_loop, likewise: 2.1 GB. Its packages need Python 3.11.
+libero: artifacts/libero/installed
+
+artifacts/libero/installed: validate/closed_loop/simulators/libero-requirements.txt
+	python3.11 -m venv artifacts/libero
+	artifacts/libero/bin/pip install --quiet --requirement $<
+	touch $@
 
 $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is \

@@ -61,7 +61,8 @@ def parse(arguments: tuple[str, ...]) -> argparse.Namespace:
 def scenes(asked: argparse.Namespace) -> list[Scene]:
     """Errors: ClosedLoopError for what the suite does not have."""
     suite = SUITES[asked.suite]
-    tasks, count = asked.task or suite.tasks, suite.episodes if asked.scenes is None else asked.scenes
+    tasks = list(dict.fromkeys(asked.task or suite.tasks))
+    count = suite.episodes if asked.scenes is None else asked.scenes
     if unknown := sorted(set(tasks) - set(suite.tasks)):
         raise ClosedLoopError(f"--task {unknown} found, some of {', '.join(suite.tasks)} expected")
     if not 1 <= count <= suite.episodes:
@@ -87,20 +88,18 @@ def main(*arguments: str) -> None:
     sources = read_sources(asked.reference, asked.policy + [m for m in mutants if m not in asked.policy])
     check_sources(sources, asked.processes)
     places = scenes(asked)
-    python = Path(
-        os.path.abspath(asked.simulator)
-    )  # a virtual environment's Python is a link to follow from there
+    python = Path(os.path.abspath(asked.simulator))  # not where its link leads: that is no environment
     with closing(SimulatorProcess(python, SUITES[asked.suite].simulator)) as simulator:
         versions = simulator.versions()
-    numbers = {
-        task: tuple(n for _, t, n in places if t == task) for task in dict.fromkeys(t for _, t, _ in places)
-    }
+    numbers: dict[str, tuple[int, ...]] = {}
+    for _, task, number in places:
+        numbers[task] = (*numbers.get(task, ()), number)
     run = Run(
         reference=REFERENCE if REFERENCE in sources else None,
         suites={asked.suite: SUITES[asked.suite]},
         scenes={asked.suite: numbers},
         simulators={asked.suite: versions},
-        policies={name: identity(source, sources) for name, source in sources.items()},
+        policies={name: identity(source, sources, asked.map) for name, source in sources.items()},
     )
     store = Store(asked.out)
     with store.held(run):

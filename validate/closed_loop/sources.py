@@ -65,24 +65,25 @@ def read_sources(reference: str | None, policies: Sequence[str]) -> dict[str, So
     return sources
 
 
-def identity(source: Source, sources: Mapping[str, Source]) -> dict[str, Any]:
+def identity(source: Source, sources: Mapping[str, Source], maps: Sequence[str]) -> dict[str, Any]:
     """What must be equal for episodes to be the same policy's. Errors: Pi05Error for what is not there."""
     match source:
         case Model():
             read_description()
             params, description = load_params().export, (CHECKPOINT / "policy.json").read_bytes()
             digest = hashlib.sha256(description).hexdigest()
-            return {"checkpoint": digest, "steps": params.default_steps, "rope": params.rope_frequencies}
+            said = {"checkpoint": digest, "rope": params.rope_frequencies}
+            return {**said, "steps": params.default_steps, "map": sorted(maps)}
         case Bundle(folder, target, steps):
             manifest, digest = read_manifest(Path(folder)), manifest_sha256(Path(folder))
             said = {"name": manifest.name, "version": manifest.version, "manifest": digest, "target": target}
-            return {**said, "steps": steps or manifest.default_steps}
+            return {**said, "steps": steps or manifest.default_steps, "map": sorted(maps)}
         case Remote(addresses):
             return _served(addresses)
         case Scripted():
             return {"expert": True}
         case Mutant(of, kind):
-            return {"spoiled": kind, "policy": identity(sources[of], sources)}
+            return {"spoiled": kind, "policy": identity(sources[of], sources, maps)}
 
 
 def check_sources(sources: Mapping[str, Source], processes: int) -> None:
