@@ -67,17 +67,18 @@ def read_sources(reference: str | None, policies: Sequence[str]) -> dict[str, So
 
 def identity(source: Source, sources: Mapping[str, Source], maps: Sequence[str]) -> dict[str, Any]:
     """What must be equal for episodes to be the same policy's. Errors: Pi05Error for what is not there."""
+    renamed = {"map": sorted(maps)} if maps else {}
     match source:
         case Model():
             read_description()
             params, description = load_params().export, (CHECKPOINT / "policy.json").read_bytes()
             digest = hashlib.sha256(description).hexdigest()
             said = {"checkpoint": digest, "rope": params.rope_frequencies}
-            return {**said, "steps": params.default_steps, "map": sorted(maps)}
+            return {**said, **renamed, "steps": params.default_steps}
         case Bundle(folder, target, steps):
             manifest, digest = read_manifest(Path(folder)), manifest_sha256(Path(folder))
             said = {"name": manifest.name, "version": manifest.version, "manifest": digest, "target": target}
-            return {**said, "steps": steps or manifest.default_steps, "map": sorted(maps)}
+            return {**said, **renamed, "steps": steps or manifest.default_steps}
         case Remote(addresses):
             return _served(addresses)
         case Scripted():

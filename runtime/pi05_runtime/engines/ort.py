@@ -104,6 +104,8 @@ def open_session(path: Path) -> Session:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", FOLDED_BYTES)
+    # Threads of a session that is done would keep the cores from the next one, and from other programs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

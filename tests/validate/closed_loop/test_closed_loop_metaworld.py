@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import chdir, closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipeline import ROOT
+from export.artifacts import read_json
+from export.gates import METRICS, Acted, require_acted
+from export.params import load_params
+from tests.pipeline import ROOT, TARGET, change_params, run_stage
 from validate.closed_loop import __main__
 from validate.closed_loop.records import ClosedLoopError
 from validate.closed_loop.simulator import SimulatorProcess
@@ -41,6 +44,23 @@ def test_the_expert_solves_every_task(tmp_path: Path):
     )
     found = [json.loads(file.read_bytes()) for file in tmp_path.rglob("expert.json")]
     assert len(found) == 4 and all(episode["success"] for episode in found)
+
+
+def test_the_demo_passes_the_gate_and_no_mutant_does(copied_workspace: Path):
+    """Quantized as it comes, in scenes that it has never seen."""
+    change_params(
+        copied_workspace,
+        gates__closed_loop__targets=[TARGET],
+        gates__closed_loop__simulator=str(PYTHON),
+        gates__closed_loop__tasks=["drawer-open-v3", "button-press-topdown-v3"],
+        gates__closed_loop__scenes=2,
+    )
+    run_stage(copied_workspace, "validate.closed_loop.gate", TARGET)
+    with chdir(copied_workspace):
+        found = require_acted(load_params(), TARGET)
+        acted = read_json(METRICS / TARGET / "closed_loop.json", Acted)
+    assert found.successes == found.scenes == 4
+    assert all(mutant.successes == 0 for mutant in acted.mutants.values())
 
 
 def test_a_scene_is_the_same_whatever_ran_before(simulator: SimulatorProcess):
