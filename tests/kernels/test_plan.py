@@ -71,6 +71,7 @@ def test_a_decision_equals_the_twin(plans, workspace: Path, monkeypatch: pytest.
         bundle, manifest, TARGET, manifest.targets["cpu-ort"].engines, bundle, steps=1
     ) as policy:
         found, _ = policy.decide(sample)
-    assert cosine(found.actions, expected.actions) > 0.999
+    # Of one step's velocity: what is left of the noise behind it is small, and has hardly a direction.
+    assert cosine(found.actions - sample["noise"], expected.actions - sample["noise"]) > 0.999
     assert device.launched.count("resize") == 4  # two views, as warm-up and replayed
     assert device.leaks == 0
