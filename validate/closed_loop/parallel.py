@@ -107,9 +107,9 @@ class Actor:
 def on_machines(crew: Crew, jobs: Collection[Job], processes: int, address: str) -> Generator[Result]:
     """The same, by the Ray cluster at this address. Errors: as above, and NetworkError for the cluster."""
     try:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-        from ray.util import ActorPool
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ClosedLoopError(f"--ray needs Ray ({error}); pip install --group ray") from error
     folder, path = os.getcwd(), {"PYTHONPATH": os.environ.get("PYTHONPATH", os.getcwd())}
