@@ -70,8 +70,10 @@ def test_graphs_act_as_the_sessions_do(
     engine, graphs.engine = graphs.engine, ort
     expected, _ = graphs.decide(sample)
     graphs.engine = engine
-    # The ports round activations to bf16.
-    assert golden.cosine(found.actions, expected.actions) > 0.9995
+    # The ports round activations to bf16. What is compared is the way from the noise: behind few steps the
+    # actions are what little is left of it.
+    ways = (decision.actions - sample["noise"] for decision in (found, expected))
+    assert golden.cosine(*ways) > 0.9999
     again, _ = graphs.decide(sample)
     np.testing.assert_array_equal(again.actions, found.actions)
 
