@@ -1,7 +1,7 @@
 """What each recipe costs in accuracy on the demo, gates passed or not: `make recipes`.
 
 Every row is the whole pipeline from quantization on, over all recorded observations; the figures are the
-gates' own, the smallest cosine against the BF16 reference, for actions at every step count.
+gates' own cosines against the BF16 reference, for actions at every step count.
 """
 
 import shutil

@@ -48,9 +48,10 @@ Recipes are those of the engines as built. A robot fetches the files of its own 
 
 {_table("target | gate | judged | cosine | threshold", _gates(m))}
 
-The smallest cosine against the BF16 reference over held-out observations. `engine`: the engine itself was
-judged. `twin`: its chip was not at hand, so the same codes and scales were judged on a CPU, and the engine
-itself is judged by `pi05 selftest` on its device.
+The cosine against the BF16 reference over held-out observations: of a component the smallest, of actions
+that of all observations as one vector. `engine`: the engine itself was judged. `twin`: its chip was not at
+hand, so the same codes and scales were judged on a CPU, and the engine itself is judged by `pi05 selftest`
+on its device.
 
 {_acted(m)}## Intended use
 
