@@ -1,11 +1,13 @@
 """A loaded bundle that acts: observation in, a chunk of actions in the robot's units out."""
 
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +18,7 @@ from pi05_runtime.lock import check_runtime
 from pi05_runtime.manifest import EngineFile, Manifest, read_manifest, shared_files
 from pi05_runtime.preprocess import Preprocessor
 from pi05_runtime.preprocess.normalize import unnormalize_actions
-from pi05_runtime.rebuilt import AGAIN, read_rebuilt
+from pi05_runtime.rebuilt import AGAIN, manifest_sha256, read_rebuilt
 from pi05_runtime.tables import Schedule, TokenEmbedding, read_schedule
 from pi05_runtime.targets import find_target
 from pi05_runtime.tensors import Floats
@@ -35,27 +37,35 @@ class Policy:
         engine: Engine,
         recipes: frozenset[str],
         schedule: Schedule,
+        identity: Mapping[str, str],
     ) -> None:
-        """recipes: that the engines were built from."""
+        """recipes: that the engines were built from. identity: what decides, beside the steps; `load` says
+        which."""
         self.manifest, self.engine, self.recipes = manifest, engine, recipes
         self._folder, self._preprocess, self._schedule = folder, preprocess, schedule
+        self.identity = dict(identity)
         self._generator = np.random.default_rng()
 
     @classmethod
     def load(cls, path: Path, target: str, steps: int | None = None, engines: Path | None = None) -> "Policy":
-        """See pi05_runtime.load."""
+        """See pi05_runtime.load. The policy's `identity` has the sha256 of the bundle's manifest, the target,
+        and of a folder `engines` a hash of its engines' files, or of the variants that it chooses."""
         manifest = read_manifest(path)
+        identity = {"manifest": manifest_sha256(path), "target": target}
         if engines is not None and find_target(target).engine != "plan":
             rebuilt = read_rebuilt(engines, path, manifest, target)
             check_runtime(target, rebuilt.lock)
             verify(engines, rebuilt.files, rebuilt.files, AGAIN)
             verify(path, manifest.files, shared_files(manifest))
-            return cls.open(path, manifest, target, rebuilt.engines, engines, steps)
+            identity["engines"] = _hash(rebuilt.files)
+            return cls.open(path, manifest, target, rebuilt.engines, engines, steps, identity=identity)
         entry = target_files(manifest, target)
         check_runtime(target, entry.lock)
         verify(path, manifest.files, entry.files)
         choices = {} if engines is None else read_tuned(engines, path, target).choices
-        return cls.open(path, manifest, target, entry.engines, path, steps, choices)
+        if engines is not None:
+            identity["engines"] = _hash(choices)
+        return cls.open(path, manifest, target, entry.engines, path, steps, choices, identity)
 
     @classmethod
     def open(
@@ -67,9 +77,10 @@ class Policy:
         folder: Path,
         steps: int | None = None,
         choices: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        identity: Mapping[str, str] = MappingProxyType({}),
     ) -> "Policy":
         """Loads what has been verified. engines: network -> file, relative to `folder`. choices: of a kernel
-        plan's variants. Errors as `load`."""
+        plan's variants. identity: as `load` finds it. Errors as `load`."""
         geometry, interface = manifest.geometry, manifest.interface
         steps = manifest.default_steps if steps is None else steps
         schedule = _read_schedule(path, manifest, steps)
@@ -86,7 +97,7 @@ class Policy:
             table,
             keep_frames=engine.takes_frames,
         )
-        return cls(path, manifest, preprocess, engine, recipes, schedule)
+        return cls(path, manifest, preprocess, engine, recipes, schedule, identity)
 
     def close(self) -> None:
         """Gives back what the engines hold of the device. The policy cannot act afterwards."""
@@ -152,6 +163,10 @@ class Policy:
                 f"numbers found, {list(shape)} with none expected; leave it out to have it drawn"
             )
         return noise
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
 def _read_schedule(folder: Path, manifest: Manifest, steps: int) -> Schedule:

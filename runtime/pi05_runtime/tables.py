@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pi05_runtime.bf16 import Bits
 from pi05_runtime.errors import BundleError
 from pi05_runtime.tensors import Floats, open_tensors
 
@@ -31,11 +32,9 @@ class TokenEmbedding:
         # A plain array over the map: the subclass costs a robot microseconds at every index.
         self._table = np.asarray(np.memmap(path, "<u2", "r", shape=(rows, width)))
 
-    def __getitem__(self, ids: npt.NDArray[np.int64]) -> Floats:
-        """Embeddings float32 [tokens, width] of ids [tokens]; a bf16 is the upper half of a float32."""
-        bits = self._table[ids].astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
+    def __getitem__(self, ids: npt.NDArray[np.int64]) -> Bits:
+        """Embeddings [tokens, width] of ids [tokens], as the bits of bf16 that they are."""
+        return self._table[ids]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pi05_runtime.bf16 import to_bf16
 from pi05_runtime.engines.driver import CudaDevice, compute_capability
 from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
@@ -93,9 +94,9 @@ def main() -> None:
     engine = GraphEngine(device, program, ports)
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, flat["images"]).astype(np.float32)
-    prompt = generator.standard_normal(flat["prompt_embeddings"], np.float32)
+    prompt = to_bf16(generator.standard_normal(flat["prompt_embeddings"], np.float32))
     noise = generator.standard_normal((HORIZON, size.action_width), np.float32)
-    inputs = Inputs(images, np.arange(PROMPT), prompt, tokens + PROMPT)
+    inputs = Inputs(images, np.arange(PROMPT), prompt, PROMPT, tokens + PROMPT)
     schedule = Schedule(
         np.float32(-1 / STEPS), generator.standard_normal((STEPS, *flat["modulation"]), np.float32)
     )

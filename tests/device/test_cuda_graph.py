@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pi05_runtime.bf16 import to_bf16
 from pi05_runtime.engines.driver import CudaDevice, call
 from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
@@ -65,9 +66,10 @@ def example(prompt: int = 9, seed: int = 0) -> tuple[Inputs, npt.NDArray[np.floa
     generator = np.random.default_rng(seed)
     size, width = GEOMETRY.vision.image_size, GEOMETRY.prefix.width
     images = generator.uniform(-1, 1, (VIEWS, 3, size, size)).astype(np.float32)
-    embeddings = generator.standard_normal((prompt, width), np.float32)
+    tokens = prompt - seed % 3
+    embeddings = to_bf16(generator.standard_normal((tokens, width), np.float32))
     noise = generator.standard_normal((HORIZON, GEOMETRY.action_width), np.float32)
-    return Inputs(images, np.arange(prompt), embeddings, TOKENS + prompt - seed % 3), noise
+    return Inputs(images, np.arange(tokens), embeddings, prompt, TOKENS + tokens), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:

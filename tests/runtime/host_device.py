@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pi05_runtime.bf16 import to_bf16
 from pi05_runtime.engines.buffers import decode, encode
 from pi05_runtime.engines.driver import Bytes
 from pi05_runtime.errors import EngineError
@@ -27,13 +28,16 @@ VIEWS, HORIZON = 2, 3
 SIGNATURES = signatures(TINY, VIEWS, HORIZON)
 
 
-def example(prompt: int = 5, seed: int = 0) -> tuple[Inputs, npt.NDArray[np.float32]]:
-    """Random inputs of a prompt bucket, and noise."""
+def example(
+    prompt: int = 5, seed: int = 0, tokens: int | None = None
+) -> tuple[Inputs, npt.NDArray[np.float32]]:
+    """Random inputs of a prompt bucket, one token short of it unless said otherwise, and noise."""
+    tokens = prompt - 1 if tokens is None else tokens
     generator = np.random.default_rng(seed)
     images = generator.uniform(-1, 1, (VIEWS, 3, 4, 4)).astype(np.float32)
-    embeddings = generator.standard_normal((prompt, 4), np.float32)
+    embeddings = to_bf16(generator.standard_normal((tokens, 4), np.float32))
     noise = generator.standard_normal((HORIZON, 2), np.float32)
-    return Inputs(images, np.arange(prompt), embeddings, VIEWS * 4 + prompt - 1), noise
+    return Inputs(images, np.arange(tokens), embeddings, prompt, VIEWS * 4 + tokens), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:

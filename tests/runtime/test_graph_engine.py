@@ -1,11 +1,11 @@
 """Decisions by captured graphs, on a device of host memory and with numpy functions as networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
 
-from pi05_runtime.engines.buffers import from_bf16, to_bf16
+from pi05_runtime.bf16 import from_bf16, to_bf16
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.errors import EngineError
 from tests.runtime.host_device import (
@@ -44,7 +44,7 @@ def expected_actions(seed: int, steps: int, prompt: int = 5) -> np.ndarray:
     """The same functions called by hand, with activations rounded where the ports round them."""
     inputs, x = example(prompt, seed)
     length = {"prefix_length": np.float32(inputs.prefix_length)}
-    prompt_embeddings = from_bf16(to_bf16(inputs.prompt_embeddings))
+    prompt_embeddings = inputs.prompt_embeddings
     tokens = from_bf16(to_bf16(vision({"images": inputs.images})["image_tokens"]))
     cache = prefill({"image_tokens": tokens, "prompt_embeddings": prompt_embeddings} | length)
     cache = {name: from_bf16(to_bf16(array)) for name, array in cache.items()}
@@ -61,6 +61,24 @@ def test_decision_is_that_of_the_functions(engine: GraphEngine, steps: int) -> N
         np.testing.assert_array_equal(decision.actions, expected_actions(seed, steps))
         assert decision.actions.dtype == np.float32
         assert list(decision.milliseconds) == ["decision"] and decision.milliseconds["decision"] > 0
+
+
+def test_a_shorter_prompt_leaves_nothing_of_the_longer_one_before(
+    engine: GraphEngine, program: HostProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    functions = program.functions
+
+    def recorded(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(inputs["prompt_embeddings"].copy())
+        return prefill(inputs)
+
+    monkeypatch.setitem(functions, "prefill", recorded)
+    for tokens in (5, 2, 4):
+        inputs, noise = example(seed=tokens, tokens=tokens)
+        engine.decide(inputs, noise, schedule(1))
+        np.testing.assert_array_equal(seen[-1], inputs.prompt_embeddings)
+        assert not seen[-1][tokens:].any()
 
 
 def test_vision_and_prefill_as_one_network(device: HostDevice) -> None:

@@ -56,7 +56,9 @@ def test_a_bundle_without_the_target_gets_engines_that_act(bundle: Path, engines
     assert made.engines["prefill"].layers["fp8"] == 9
     assert {score.steps for score in made.golden} == set(manifest.golden.steps)
     assert all(score.cosine >= score.threshold for score in made.golden)
-    assert load(bundle, RTX, engines=engines).steps == manifest.default_steps
+    policy = load(bundle, RTX, engines=engines)
+    assert policy.steps == manifest.default_steps
+    assert policy.identity["target"] == RTX and "engines" in policy.identity
 
 
 @pytest.mark.usefixtures("device")

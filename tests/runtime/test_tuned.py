@@ -131,8 +131,8 @@ def test_a_bundle_is_loaded_with_what_was_measured(
             given.append(arguments[-1])
 
     monkeypatch.setattr(policy, "open_engine", Opened)
-    load(planned, TARGET, engines=tmp_path / "tuned")
-    load(planned, TARGET)
+    tuned = load(planned, TARGET, engines=tmp_path / "tuned").identity
+    assert load(planned, TARGET).identity == {name: tuned[name] for name in ("manifest", "target")}
     assert given == [record.choices, {}]
 
 

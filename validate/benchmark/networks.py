@@ -52,9 +52,11 @@ class Networks:
         self._arrays, self._frames, self._held = arrays, frames, held
         self._names = {n: [p.name for p in (*ports[n].inputs, *ports[n].outputs)] for n in self.names}
         self._ports = {p.name: p for n in self.names for p in (*ports[n].inputs, *ports[n].outputs)}
-        bucket = len(arrays["prompt_embeddings"])
-        tokens = next(p.shape[0] for p in ports["vision"].outputs)
-        self._shapes = {name: fixed_shape(p, bucket, int(tokens)) for name, p in self._ports.items()}
+        self._bucket = len(arrays["prompt_embeddings"])
+        self._image_tokens = int(next(p.shape[0] for p in ports["vision"].outputs))
+        self._shapes = {
+            name: fixed_shape(p, self._bucket, self._image_tokens) for name, p in self._ports.items()
+        }
         self.stream = device.create_stream()
         held.callback(device.destroy_stream, self.stream)
         self._addresses = {
@@ -100,12 +102,17 @@ class Networks:
         names = [name for name in INPUTS if frames is None or name != "images"]
         pinned = {name: self._alloc_host(name) for name in names}
         actions = self._alloc_host("x")
+        prompt = self._encode("prompt_embeddings", self._arrays["prompt_embeddings"])
+        pinned["prompt_embeddings"][:] = prompt
+        # Embeddings come as they are staged, of the prompt's tokens alone.
+        used = len(prompt) // self._bucket * (int(self._arrays["prefix_length"]) - self._image_tokens)
 
         def fill() -> None:
             if frames is not None:
                 frames.fill(self._frames)
-            for name, memory in pinned.items():
-                memory[:] = self._encode(name, self._arrays[name])
+            pinned["prompt_embeddings"][:used] = prompt[:used]
+            for name in pinned.keys() - {"prompt_embeddings"}:
+                pinned[name][:] = self._encode(name, self._arrays[name])
 
         def copy(stream: int) -> None:
             if frames is not None:

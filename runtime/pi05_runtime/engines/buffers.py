@@ -5,6 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from pi05_runtime.bf16 import from_bf16, to_bf16
 from pi05_runtime.engines.driver import Bytes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Port
@@ -40,20 +41,3 @@ def decode(port: Port, shape: tuple[int, ...], raw: Bytes) -> Floats:
     if port.dtype == "activation":
         return from_bf16(raw.view(np.uint16)).reshape(shape)
     return raw.view(STORED[port.dtype]).astype(np.float32).reshape(shape)
-
-
-def to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
-    """bf16 bits of float32 values, rounded to nearest even; NaN stays NaN."""
-    bits = values.view(np.uint32)
-    if not (bits & 0xFFFF).any():
-        # Token embeddings came from bf16: nothing to round, and a robot waits for them.
-        return (bits >> 16).astype(np.uint16)
-    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-    # The carry of a NaN would make it an infinity, or a zero.
-    rounded[np.isnan(values)] = 0x7FC0
-    return rounded
-
-
-def from_bf16(bits: npt.NDArray[np.uint16]) -> Floats:
-    """A bf16 is the upper half of a float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)

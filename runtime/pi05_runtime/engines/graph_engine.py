@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pi05_runtime.bf16 import Bits
 from pi05_runtime.engines import Decision, check_finite, no_cache
 from pi05_runtime.engines.buffers import byte_size, decode, encode
 from pi05_runtime.engines.driver import Bytes, Device
@@ -61,15 +62,23 @@ class Program(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Bucket:
-    """All that a prompt bucket needs on the device. staging: pinned memory of what comes and goes."""
+    """All that a prompt bucket needs on the device. staging: pinned memory of what comes and goes. filled:
+    tokens of the prompt there, beyond which it is zero."""
 
     prompt: int
     shapes: Shapes
     addresses: dict[str, int]
     staging: dict[str, Bytes]
     launches: dict[str, Launch]
+    filled: int
+
+    def stage_prompt(self, embeddings: Bits) -> None:
+        rows = self.staging["prompt_embeddings"].view(np.uint16).reshape(self.prompt, -1)
+        rows[: len(embeddings)] = embeddings
+        rows[len(embeddings) : self.filled] = 0
+        self.filled = len(embeddings)
 
 
 @dataclass
@@ -139,15 +148,8 @@ class GraphEngine:
         """As the protocol has it. The time leaves out what only a first decision does."""
         self._activate()
         self._resident = None
-        bucket, table = self._bucket(len(inputs.prompt_embeddings)), self._table(schedule)
-        arrays = {
-            "prompt_embeddings": inputs.prompt_embeddings,
-            "prefix_length": np.asarray(inputs.prefix_length),
-            "x": noise,
-        }
-        if not inputs.frames:
-            arrays["images"] = inputs.images
-        decision = self._act("decision", bucket, table, arrays, inputs.frames)
+        bucket, table = self._bucket(inputs.bucket), self._table(schedule)
+        decision = self._act("decision", bucket, table, noise, inputs)
         # Captured now, because a controller that asks for it later must not wait.
         self._graph("denoise", bucket, table)
         self._resident = bucket
@@ -158,7 +160,7 @@ class GraphEngine:
         self._activate()
         if self._resident is None:
             raise no_cache()
-        return self._act("denoise", self._resident, self._table(schedule), {"x": noise})
+        return self._act("denoise", self._resident, self._table(schedule), noise)
 
     def close(self) -> None:
         if not self._closed:
@@ -176,14 +178,22 @@ class GraphEngine:
         kind: str,
         bucket: _Bucket,
         table: _Table,
-        arrays: Mapping[str, npt.NDArray[np.generic]],
-        frames: tuple[npt.NDArray[np.uint8], ...] = (),
+        noise: Floats,
+        inputs: Inputs | None = None,
     ) -> Decision:
+        """inputs: of a whole decision."""
+        frames = inputs.frames if inputs else ()
         sizes: Sizes = tuple((len(frame), len(frame[0])) for frame in frames)
         staging = self._staging(sizes)
         start = time.perf_counter()
-        if staging:
-            staging.fill(frames)
+        arrays: dict[str, npt.NDArray[np.generic]] = {"x": noise}
+        if inputs:
+            bucket.stage_prompt(inputs.embeddings)
+            arrays["prefix_length"] = np.asarray(inputs.prefix_length)
+            if staging:
+                staging.fill(frames)
+            else:
+                arrays["images"] = inputs.images
         for name, values in arrays.items():
             bucket.staging[name][:] = encode(self._ports[name], bucket.shapes[name], values)
         staged = time.perf_counter()
@@ -264,6 +274,7 @@ class GraphEngine:
                     },
                     {n: self._alloc_host(held, size) for n, size in staged.items()},
                     {network: self._launch(network, shapes[network]) for network in networks},
+                    prompt,
                 )
                 self._held.callback(held.pop_all().close)
             self._buckets[prompt] = bucket

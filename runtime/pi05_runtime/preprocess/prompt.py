@@ -5,6 +5,7 @@ difference here (a trailing space, a newline encoded on its own, padding) is a d
 Only the SentencePiece model of the checkpoint is needed, not the stack that trained it.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import sentencepiece
 
 from pi05_runtime.errors import BundleError, ObservationError
 from pi05_runtime.interface import Interface
+
+REMEMBERED = 16
+"""Texts whose tokens are kept."""
 
 
 def state_bins(state: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
@@ -39,6 +43,8 @@ class Prompter:
         self._interface = interface
         self._action_width = action_width
         self._tokenizer = _load(model)
+        # A robot asks with one instruction many times.
+        self._encode = lru_cache(REMEMBERED)(self._encoded)
         pieces = self._tokenizer.get_piece_size()
         if self._tokenizer.bos_id() < 0:
             raise BundleError(
@@ -78,8 +84,8 @@ class Prompter:
             )
         return np.asarray(found, dtype=np.int64)
 
-    def _encode(self, text: str, bos: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_bos=bos)
+    def _encoded(self, text: str, bos: bool) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_bos=bos))
 
     def _printed(self, state: npt.NDArray[np.floating[Any]] | None) -> npt.NDArray[np.floating[Any]]:
         """The numbers that the prompt prints: the state, zero-padded where the format says so."""

@@ -90,6 +90,7 @@ class PolicyServer:
         return {
             "name": manifest.name,
             "version": manifest.version,
+            **self._policy.identity,
             "recipes": sorted(self._policy.recipes),
             "steps": self._policy.steps,
             "cameras": list(interface.cameras),

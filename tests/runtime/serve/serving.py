@@ -106,7 +106,7 @@ class StandIn:
     steps = 1
 
     def __init__(self, bundle: Path, infer: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> None:
-        self.manifest = read_manifest(bundle)
+        self.manifest, self.identity = read_manifest(bundle), dict[str, str]()
         interface = self.manifest.interface
         actions = np.zeros((interface.horizon, interface.action_dims), np.float32)
         self.infer = infer or (lambda _: {"actions": actions, "timings": {"total": 0.0}})

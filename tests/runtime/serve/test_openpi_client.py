@@ -12,6 +12,7 @@ import pytest
 
 from pi05_runtime import load
 from pi05_runtime.manifest import read_manifest
+from pi05_runtime.rebuilt import manifest_sha256
 from pi05_runtime.serve.wire import pack, unpack
 from tests.pipeline import TARGET
 from tests.runtime.serve.serving import STEPS, Served, ask_with_openpi, pi05_serve, sample
@@ -73,6 +74,8 @@ def test_metadata_describe_the_policy(
     done = ask(served.port, named(sample(bundled), "observation/", "observation/state"))
     found = json.loads(done.stdout)["metadata"]
     assert (found["name"], found["version"], found["steps"]) == (manifest.name, manifest.version, STEPS)
+    assert (found["manifest"], found["target"]) == (manifest_sha256(bundled), TARGET)
+    assert "engines" not in found, "they are the bundle's own"
     assert found["cameras"] == list(interface.cameras)
     assert found["actions"] == [interface.horizon, interface.action_dims]
     assert found["noise"] == [interface.horizon, manifest.geometry.action_width]
