@@ -45,7 +45,7 @@ KERNELS = {
     "matmul": "matmul",
     "merge": "decode_attention",
     "norm": "norm",
-    "patch_embedding": "embed",
+    "patches": "embed",
     "resize": "resize",
     "skinny": "skinny",
 }
@@ -114,7 +114,6 @@ class Chip:
         few = FEW_ROWS | many
         hot = {
             "matmul": many,
-            "patch_embedding": many,
             "attention": many,
             "skinny": many if dict(wanted.constants).get("TURNED") else few,
             "decode_attention": few,

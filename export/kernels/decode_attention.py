@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
-from export.kernels.order import after_previous
+from export.kernels.order import after_previous, ask_ahead
+
+LINE: tl.constexpr = tl.constexpr(64)
+"""Of the L2 cache, in elements."""
 
 
 @triton.jit
@@ -33,6 +36,13 @@ def decode_attention(
         here += (split - CACHED) * BN
         tile_keys, tile_values, count = own_keys, own_values, M
     there, valid = here < count, rows < M
+    if split < CACHED:
+        # A tile's heads share its keys: each asks for some of them.
+        share: tl.constexpr = max(BN // triton.next_power_of_2(HEADS), 1)
+        mine = (split * BN + head * share + tl.arange(0, share)) % count
+        lines = mine[:, None] * D + tl.arange(0, max(D // LINE, 1))[None, :] * LINE
+        ask_ahead(keys + lines)
+        ask_ahead(values + lines)
     after_previous()
     k = tl.load(tile_keys + here[:, None] * D + dims[None, :], there[:, None], 0.0)
     x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid[:, None], 0.0)

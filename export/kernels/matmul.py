@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import load_columns, load_rotation, store_geglu, store_linear, store_rope
-from export.kernels.order import after_previous
+from export.kernels.order import after_previous, ask_ahead
 
 
 @triton.jit
@@ -19,19 +19,26 @@ def matmul(
     a, w, out, bias, keys, values, cos, sin, length, M, scale, inverse_scale,
     N: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, EPILOGUE: tl.constexpr,
     SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    LAST: tl.constexpr,
+    LAST: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """a [M, K] and w [N, K], both bf16 or both FP8, summed in fp32 and multiplied by `scale`.
 
     EPILOGUE: linear, gelu, geglu or rope (epilogue.py), or parts: out fp32 [SPLITS, M, N]. SPLITS: 1 for all
     others. length: int32 [1], None where every row counts. BK divides K. LAST: rows of the last row of tiles,
-    BM or fewer. Grid: (ceil(M / BM) * ceil(N / BN), SPLITS).
+    BM or fewer. AHEAD: asks for the weights before it waits, those of a column of tiles shared out among its
+    rows; BK is a line of the L2 cache then. Grid: (ceil(M / BM) * ceil(N / BN), SPLITS).
     """
     tile, split = tl.program_id(0), tl.program_id(1)
     across, down = tl.cdiv(N, BN), tl.cdiv(M, BM)
     group, inside = tile // (GROUP * across), tile % (GROUP * across)
     height = min(down - group * GROUP, GROUP)
     row, column = group * GROUP + inside % height, inside // height
+    if AHEAD:
+        lines = w + ((column * BN + tl.arange(0, BN)) % N).to(tl.int64) * K
+        steps: tl.constexpr = K // BK
+        share: tl.constexpr = (steps + SPLITS - 1) // SPLITS
+        for step in tl.range(split * share + row, min(split * share + share, steps), down):
+            ask_ahead(lines + step * BK)
     if LAST < BM and row == down - 1:
         _tile(
             a, w, out, bias, keys, values, cos, sin, length, M, scale, inverse_scale,
@@ -68,7 +75,7 @@ def _tile(
     acc *= scale
     if EPILOGUE == "parts":
         mask = (rows < M)[:, None] & (cols < N)[None, :]
-        tl.store(out + (split * M + rows)[:, None] * N + cols[None, :], acc, mask)
+        tl.store(out + (split * M + rows)[:, None] * N + cols[None, :], acc.to(out.dtype.element_ty), mask)
     elif EPILOGUE == "rope":
         c, s = load_rotation(cos, sin, rows, first, M, 0, D, BN)
         store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS, D)

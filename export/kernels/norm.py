@@ -35,7 +35,7 @@ def norm(
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     if parts is not None:
         for split in tl.static_range(SPLITS):
-            values += tl.load(parts + split * ROWS * N + places, inside, 0.0)
+            values += tl.load(parts + split * ROWS * N + places, inside, 0.0).to(tl.float32)
         if shift is not None:
             values += tl.load(shift + columns, inside, 0.0).to(tl.float32)
         stored = values.to(summed.dtype.element_ty)

@@ -12,6 +12,15 @@ import triton.language as tl
 
 
 @triton.jit
+def ask_ahead(lines):
+    """Asks the L2 cache for the lines at these addresses and waits for nothing, so that it may ask for what
+    an earlier kernel writes too."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def after_previous():
     """Lets the next launch's blocks come as soon as all of this one's have, then waits for the previous one's
     end."""

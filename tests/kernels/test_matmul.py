@@ -1,5 +1,7 @@
 """The product of many rows and its epilogues, against fp32 PyTorch."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,8 @@ def run(a, w, out, M=None, **given):
     """The kernel over its whole grid, with what is not given left out."""
     names = ("bias", "keys", "values", "cos", "sin", "length")
     constants = {"N": len(w), "K": w.shape[1], "HEADS": 0, "D": 0, "EPILOGUE": "linear", **TILES}
-    constants |= {name: given.pop(name) for name in (*constants, "LAST") if name in given}
-    constants.setdefault("LAST", constants["BM"])
+    constants |= {name: given.pop(name) for name in (*constants, "LAST", "AHEAD") if name in given}
+    constants = {"LAST": constants["BM"], "AHEAD": 0} | constants
     rows = len(a)
     tiles = -(-rows // constants["BM"]) * -(-len(w) // constants["BN"])
     grid = (tiles, constants["SPLITS"])
@@ -42,6 +44,18 @@ def test_parts_of_a_sum(splits: int) -> None:
     width = -(-13 // splits) * 16
     for part, x, y in zip(found, a.float().split(width, 1), w.float().split(width, 1), strict=True):
         near(part, x @ y.T * 0.5, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_all_weights_are_asked_for_once(splits: int) -> None:
+    # On a GPU, kernels are not interpreted, and importing it would change that.
+    interpreter = sys.modules.get("tests.kernels.interpreter") or pytest.skip("not interpreted")
+    a, w = bf16(70, 208), bf16(64, 208)
+    interpreter.ASKED.clear()
+    out = torch.full((splits, 70, 64), NAN)
+    near(run(a, w, out, SPLITS=splits, EPILOGUE="parts", LAST=16, AHEAD=1).sum(0), a.float() @ w.float().T)
+    lines = [w.data_ptr() + 2 * (row * 208 + column) for row in range(64) for column in range(0, 208, 16)]
+    assert sorted(interpreter.ASKED) == lines
 
 
 def test_bias_and_gelu() -> None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.kernels.embed import join, patch_embedding
+from export.engine.plan.products import thirds
+from export.engine.plan.source import Linear
+from export.kernels.embed import join, patches
 from export.kernels.norm import norm
 from tests.kernels.operands import FP8, bf16, fp32, near, rms
 
@@ -43,15 +45,11 @@ def test_parts_are_added_before_the_norm(splits: int) -> None:
 def test_patches_are_fp32() -> None:
     views, side, patch, width = 2, 3, 14, 40
     images, w = fp32(views, 3, side * patch, side * patch), fp32(width, 3 * patch * patch)
-    bias, position = fp32(width), fp32(side * side, width)
-    out = torch.empty(views * side * side, width)
-    patch_embedding[(2, 2)](
-        images, w, bias, position, out, len(out), width, side, patch, w.shape[1], 16, 32, 64
-    )
-    expected = (
-        F.conv2d(images, w.unflatten(1, (3, patch, patch)), bias, stride=patch).flatten(2).transpose(1, 2)
-    )
-    near(out, (expected + position).flatten(0, 1), tolerance=1e-5)
+    cut = torch.full((views * side * side, 3 * 640), torch.nan).bfloat16()
+    patches[(len(cut),)](images, cut, side, patch, w.shape[1], 640)
+    found = cut.double() @ thirds(Linear(w, 1.0, None), 640).weight.double().t()
+    expected = F.conv2d(images.double(), w.double().unflatten(1, (3, patch, patch)), stride=patch)
+    near(found, expected.flatten(2).transpose(1, 2).flatten(0, 1), tolerance=1e-5)
 
 
 def test_join() -> None:

@@ -32,7 +32,7 @@ def test_the_slowest_first_becomes_the_fastest(
     assert table.gpu == "a GPU" and len(table.entries) == len(entries)
     monkeypatch.setattr(measured, "_entries", lambda chip: table.entries)
     modules = seeded.components(
-        seeded.seeded_weights(TINY, "meta"), TINY, seeded.interface_of(PROFILE), "meta"
+        seeded.seeded_weights(TINY, "meta"), TINY, seeded.interface_of(PROFILE, TINY), "meta"
     )
     ranges = {c: dict.fromkeys(seeded.quantizable(m), 1.0) for c, m in modules.items()}
     again = seeded.describe(CHIP, PROFILE, TINY, "fp8", modules, ranges, "meta", tmp_path / "described")

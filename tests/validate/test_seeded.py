@@ -21,7 +21,7 @@ from validate.benchmark.results import BenchmarkError
 
 def test_codes_and_scales_are_those_of_the_pipeline() -> None:
     weights = seeded.seeded_weights(TINY, "cpu")
-    interface = seeded.interface_of(PROFILE)
+    interface = seeded.interface_of(PROFILE, TINY)
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(2, 3, 28, 28, generator=generator) for _ in range(2)]
     module = seeded.components(weights, TINY, interface, "cpu")["vision"]

@@ -51,7 +51,7 @@ class KernelsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def wanted(chip: Chip, geometry: Geometry, profile: Profile, recipe: Recipe) -> list[Specialization]:
     """Every variant of every launch, each once."""
     weights = seeded_weights(geometry, NO_DATA)
-    modules = components(weights, geometry, interface_of(profile), NO_DATA)
+    modules = components(weights, geometry, interface_of(profile, geometry), NO_DATA)
     ranges = {c: dict.fromkeys(quantizable(m), 1.0) for c, m in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
         described = describe(chip, profile, geometry, recipe, modules, ranges, NO_DATA, Path(folder))

@@ -75,7 +75,7 @@ class Maker:
 
         Errors: EngineError for a launch that no kernel is for, or a kernel that was not compiled.
         """
-        interface, g = interface_of(profile), self.geometry
+        interface, g = interface_of(profile, self.geometry), self.geometry
         with staged(out.absolute()) as folder:
             (folder / TOKENIZER).write_bytes(self.tokenizer.read_bytes())
             self._write_tables(folder)
@@ -156,7 +156,7 @@ class Maker:
             license="Apache-2.0",
             source=contract.Source("seeded", {}),
             geometry=self.geometry,
-            interface=interface_of(profile),
+            interface=interface_of(profile, self.geometry),
             prompt_buckets=(profile.prompt,),
             steps=STEPS,
             default_steps=STEPS[-1],

@@ -36,7 +36,7 @@ from validate.benchmark.profiles import Profile
 
 SEED = 0
 LARGEST = 448
-STATE, DIMS = 8, 7
+STATE = 8
 Weights = Mapping[str, Tensor]
 
 
@@ -59,21 +59,23 @@ def write_checkpoint(folder: Path, weights: Weights, geometry: Geometry) -> None
         save_file(stored, out / "model.safetensors")
 
 
-def interface_of(profile: Profile) -> Interface:
-    q01, q99 = (tuple([limit] * STATE) for limit in (-1.0, 1.0))
+def interface_of(profile: Profile, geometry: Geometry) -> Interface:
+    """All dimensions of the actions count, which seeded weights make alike: the golden sample is one
+    observation, and of few numbers chance decides."""
+    width = geometry.action_width
     return Interface(
         cameras=tuple(f"camera{i}" for i in range(profile.views)),
         prompt_format="plain",
         state_dims=STATE,
-        action_dims=DIMS,
+        action_dims=width,
         horizon=profile.horizon,
         max_prompt_tokens=profile.prompt,
         image_convention="openpi",
         normalization=Normalization(
             "quantile",
             "quantile",
-            Statistics(q01=q01, q99=q99),
-            Statistics(q01=q01[:DIMS], q99=q99[:DIMS]),
+            Statistics(q01=(-1.0,) * STATE, q99=(1.0,) * STATE),
+            Statistics(q01=(-1.0,) * width, q99=(1.0,) * width),
             "openpi",
         ),
     )
@@ -199,7 +201,8 @@ def describe(
 ) -> dict[str, list[Described]]:
     """Component -> its launches. folder: an empty one, to tell the plan's builder of the policy in."""
     write_json(
-        folder / CHECKPOINT / "policy.json", Description(geometry, interface_of(profile), "seeded", {})
+        folder / CHECKPOINT / "policy.json",
+        Description(geometry, interface_of(profile, geometry), "seeded", {}),
     )
     found: dict[str, list[Described]] = {}
     for component, module in progress(modules.items(), desc=f"{recipe} plans", unit="component"):

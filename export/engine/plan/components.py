@@ -4,9 +4,9 @@ import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
 from export.engine.plan.launches import BF16, attention, decode_attention, norm
-from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny
+from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny, thirds
 from export.engine.plan.source import Source
-from export.engine.plan.tiles import DEPTH, patch_tiles, power_of_two, tiles
+from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
@@ -21,28 +21,23 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
     width, head = v.width, v.width // v.heads
     # SigLIP's hidden units are no multiple of what a product takes at a time.
     mlp = ceil(v.mlp, DEPTH) * DEPTH
-    side, pixels = v.image_size // v.patch, 3 * v.patch**2
-    x: Value = b.result(BF16, rows, width)
+    pixels, columns = 3 * v.patch**2, ceil(3 * v.patch**2, DEPTH) * DEPTH
+    cut = b.result(BF16, rows, 3, columns)
     b.launch(
-        "patch_embedding",
-        embed.patch_embedding,
-        {
-            "images": b.port("images", FP32),
-            "w": b.weight("patch_embedding", lambda: s.tensor("patch_embedding.weight").t()),
-            "bias": b.weight("patch_embedding.bias", lambda: s.tensor("patch_embedding.bias")),
-            "position": b.weight("position", lambda: s.tensor("position")),
-            "out": x,
-            "ROWS": rows,
-        },
-        {"N": width, "SIDE": side, "PATCH": v.patch, "K": pixels},
-        tuple(patch_tiles()),
-        lambda t: (ceil(rows, t["BM"]), ceil(width, t["BN"])),
+        "patches",
+        embed.patches,
+        {"images": b.port("images", FP32), "out": cut},
+        {"SIDE": v.image_size // v.patch, "PATCH": v.patch, "K": pixels, "WIDTH": columns},
+        (tiles(4, 1), tiles(8, 1)),
+        lambda _: (rows,),
     )
+    embedding = thirds(s.linear("patch_embedding"), columns)
+    parts = added(b, s, "patch_embedding", cut, rows, layer=embedding, sums=FP32)
+    x: Value = b.weight("position", lambda: s.tensor("position").repeat(views, 1))
     row, batch = 3 * width, v.tokens * 3 * width
     strides = dict(
         zip(STRIDES, (row, head, batch, row, head, batch, width, head, v.tokens * width), strict=True)
     )
-    parts = None
     for i in range(v.depth):
         layer = f"layers.{i}"
         y, x = norm(b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts)
@@ -60,7 +55,8 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
             b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu",
             size=(mlp, width),
         )  # fmt: skip
-        parts = added(b, s, f"{layer}.fc2", hidden, rows, size=(width, mlp))
+        grown = s.linear(f"{layer}.fc2").grown((width, mlp))
+        parts = added(b, s, f"{layer}.fc2", hidden, rows, layer=grown)
     y, _ = norm(b, s, "norm", x, rows, width, s.linear("projector"), parts=parts)
     matmul(b, s, "projector", y, rows, out=b.port("image_tokens", BF16))
 

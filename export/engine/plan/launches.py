@@ -48,7 +48,7 @@ def norm(
             "inverse_scale": inverse(following),
         },
         {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0},
-        tuple(tiles(warps, 1) for warps in (4, 8, 2)),
+        tuple(tiles(warps, 1) for warps in (4, 8, 2, 16)),
         lambda _: (rows,),
     )
     return out, summed or x

@@ -44,7 +44,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Parts:
-    """A product yet to be added to a residual. sums: fp32 [splits, rows, out]. shift: of the layer."""
+    """A product yet to be added to a residual. sums: [splits, rows, out]. shift: of the layer."""
 
     sums: Value
     splits: int
@@ -83,13 +83,15 @@ def added(
     rows: int,
     *,
     length: Value | None = None,
-    size: tuple[int, int] | None = None,
+    layer: Linear | None = None,
+    sums: torch.dtype = torch.bfloat16,
 ) -> Parts:
-    """As `matmul`, for a result that the norm after it is to add to the residual."""
-    layer = source.linear(name).grown(size)
+    """As `matmul`, for a result that the norm after it is to add to the residual. layer: instead of the
+    source's own."""
+    layer = layer or source.linear(name)
     n, k = layer.weight.shape
     splits = best_splits(b.chip.processors, rows, n, k, layer.fp8)
-    parts = Parts(b.result(torch.float32, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
+    parts = Parts(b.result(sums, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
     operands = _operands(b, source, name, layer, x, rows, "parts", None)
     operands |= {"out": parts.sums, "length": length, "inverse_scale": 1.0}
     _matmul(b, name, layer, operands, rows, {**_constants(layer, "parts", None), "SPLITS": splits})
@@ -203,3 +205,12 @@ def optional(b: Builder, source: Source, name: str, size: int) -> Value | None:
 
 def _grown(vector: Tensor, size: int) -> Tensor:
     return F.pad(vector, (0, size - len(vector)))
+
+
+def thirds(layer: Linear, width: int) -> Linear:
+    """An fp32 layer as one of bf16 with three times `width` inputs, which embed.patches gives: the weights
+    twice, then what rounding has left of them, each with zeros up to `width`."""
+    high = layer.weight.bfloat16()
+    low = (layer.weight - high.float()).bfloat16()
+    grown = [F.pad(part, (0, width - part.shape[1])) for part in (high, high, low)]
+    return Linear(torch.cat(grown, 1), 1.0, None)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
+AHEAD = 16 << 20
+"""Bytes of weights, up to which a product of many rows asks for them before it waits: of more, what is asked
+for last is in the way of what is wanted first."""
 KEYS = 64
 """Cached or own ones that a program of the chunk's attention takes."""
 TALL = 64
@@ -52,7 +55,7 @@ def best_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
         ends = [0.0] * processors
         for area in blocks * splits:
             heapq.heapreplace(ends, ends[0] + -(-steps // splits) * area + _OVERHEAD)
-        return max(ends) + splits * rows * n * 8 / _TRAFFIC
+        return max(ends) + splits * rows * n * 4 / _TRAFFIC
 
     # The last part must have something left.
     return min((s for s in range(1, 9) if -(-steps // s) * (s - 1) < steps), key=time)
@@ -70,6 +73,7 @@ def _heights(rows: int, height: int) -> list[int]:
 
 def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator[Tiles]:
     """Many rows. divides: what a tile's columns must divide, as heads in a rotation ask for, or 0."""
+    ahead = int(n * k * (1 if fp8 else 2) <= AHEAD)
     for height, columns, warps, stages in (
         (128, 256, 8, 3),
         (128, 256, 8, 4),
@@ -79,19 +83,15 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         (64, 128, 4, 3),
         (64, 128, 4, 4),
         (64, 128, 4, 6),
+        (64, 256, 4, 3),
+        (128, 64, 4, 4),
         (64, 64, 4, 4),
         (64, 16, 4, 4),
     ):
         if (divides and divides % columns) or columns > power_of_two(n):
             continue
         sizes = {"BM": height, "BN": columns, "BK": _depth(k, fp8), "GROUP": 8}
-        yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1])
-
-
-def patch_tiles() -> Iterator[Tiles]:
-    """The patch embedding: a gather of fp32 pixels, so that what counts is how many loads are under way."""
-    for columns, depth, warps, stages in ((64, 32, 4, 3), (64, 64, 8, 3), (64, 64, 4, 2), (32, 64, 4, 3)):
-        yield tiles(warps, stages, BM=64, BN=columns, BK=depth)
+        yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1], AHEAD=ahead)
 
 
 def skinny_tiles(n: int, k: int, divides: int) -> Iterator[Tiles]:
@@ -116,6 +116,8 @@ def attention_tiles(rows: int) -> Iterator[Tiles]:
         (64, 64, 4, 3),
         (64, 64, 4, 2),
         (64, 16, 8, 3),
+        (64, 128, 4, 3),
+        (128, 128, 8, 2),
     ):
         if height <= max(64, power_of_two(rows)):
             yield tiles(warps, stages, BM=height, BN=keys)

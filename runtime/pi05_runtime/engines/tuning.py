@@ -20,6 +20,8 @@ from pi05_runtime.engines.plan import PlanLaunch, PlanProgram
 from pi05_runtime.geometry import Signature
 from pi05_runtime.plan import Shaped
 
+SETTLE = 20
+"""Measurements before those that count: a GPU's clocks rise with work, which the first variant would miss."""
 WARM_UP, REPEATS = 2, 9
 LAUNCHES = 400
 """In one graph, so that launching it counts for little."""
@@ -47,6 +49,9 @@ def tune(
                         for la in shaped.launches
                         if len(la.variants) > 1 and la.group not in chosen
                     }
+                    for _ in range(SETTLE):
+                        launch = program.bind_variants(network, shaped, chosen)
+                        _measure(device, launch, addresses, stream)
                     for group, count in tqdm(variants.items(), desc=f"tune {network}", unit="group"):
                         found: list[float] = []
                         for variant in range(count):
