@@ -105,7 +105,9 @@ def main(*arguments: str) -> None:
     with store.held(run):
         wanted = {scene: [name for name in sources if not store.has(scene, name)] for scene in places}
         jobs: list[Job] = [(scene, names) for scene, names in wanted.items() if names]
-        crew = Crew(asked.suite, SUITES[asked.suite], python, sources, tuple(asked.map))
+        crew = Crew(
+            asked.suite, SUITES[asked.suite], python, sources, tuple(asked.map), versions, run.policies
+        )
         with progress(total=sum(map(len, wanted.values())), desc="closed loop", unit="episode") as bar:
             if jobs:
                 with closing(results(crew, jobs, asked)) as brought:

@@ -17,7 +17,8 @@ from pi05_runtime.serve.wire import pack, unpack
 from validate.closed_loop.simulators import Observation
 
 DECISION_S = 600
-"""A server has its own deadline; this is for one that says nothing at all."""
+"""A server has its own deadline; this is for one that says nothing at all. openpi's answers no ping while it
+decides, and its first decision compiles."""
 
 
 class Refused(Exception):
@@ -49,8 +50,8 @@ class Client:
         self.noise_shape = tuple(shape) if shape else None
 
     def infer(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
-        if self._connection is None:  # after a refusal the server hangs up
-            self._connect()
+        if self._connection is None and self._connect() != self.metadata:  # a server that refuses hangs up
+            raise NetworkError(f"{self._address}: another policy answers than before; run again to go on")
         self._check_keys(observation)
         assert self._connection is not None
         try:
@@ -88,7 +89,7 @@ class Client:
 
     def _connect(self) -> dict[str, Any]:
         try:
-            opening = connect(self._address, compression=None, max_size=None)
+            opening = connect(self._address, compression=None, max_size=None, ping_timeout=DECISION_S)
             self._connection = self._closing.enter_context(opening)
             metadata = unpack(self._connection.recv(DECISION_S))
         except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed, ObservationError) as error:

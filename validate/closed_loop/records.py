@@ -147,7 +147,7 @@ class Store:
         for name in old.keys() & new.keys():
             if old[name] != new[name]:
                 raise ClosedLoopError(
-                    f"{self._out}: {what} {name!r} is another one here: {_difference(old[name], new[name])}; "
+                    f"{self._out}: {what} {name!r} is another one here: {difference(old[name], new[name])}; "
                     "give it another name, or name another folder"
                 )
         return {**old, **new}
@@ -164,6 +164,13 @@ def film(frames: Sequence[NDArray[np.uint8]]) -> bytes:
     file = io.BytesIO()
     first.save(file, "WEBP", save_all=True, append_images=others, duration=FRAME_MS, loop=0, quality=QUALITY)
     return file.getvalue()
+
+
+def difference(old: object, new: object) -> str:
+    """Of two structs or maps: what is found in one, and expected by the other."""
+    found, asked = msgspec.to_builtins(old), msgspec.to_builtins(new)
+    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    return "; ".join(f"{key} {found.get(key)} found, {asked.get(key)} expected" for key in keys)
 
 
 def _read(path: Path, kind: type[T]) -> T:
@@ -184,10 +191,3 @@ def _united(
         numbers = {n for scenes in (old, new) for n in scenes.get(suite, {}).get(task, ())}
         united.setdefault(suite, {})[task] = tuple(sorted(numbers))
     return united
-
-
-def _difference(old: object, new: object) -> str:
-    """Of two structs or maps."""
-    found, asked = msgspec.to_builtins(old), msgspec.to_builtins(new)
-    keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
-    return "; ".join(f"{key} {found.get(key)} found, {asked.get(key)} expected" for key in keys)

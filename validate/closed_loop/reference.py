@@ -33,7 +33,7 @@ class ReferencePolicy:
     def __init__(self, params: Params) -> None:
         """Errors: ArtifactError without a checkpoint."""
         description = read_description()
-        self.steps = params.export.default_steps
+        self.steps, self.identity = params.export.default_steps, dict[str, str]()
         self.manifest = Described("reference", "bf16", description.geometry, description.interface)
         self._prepare = preprocessor(params)
         self._model = load_reference(description, params, bf16=True)

@@ -46,8 +46,16 @@ class FakePolicy:
 
     recipes, steps = frozenset({"bf16"}), 10
 
-    def __init__(self, decide: Decide = decide, version: str = "1", interface: Interface = INTERFACE) -> None:
+    def __init__(
+        self,
+        decide: Decide = decide,
+        version: str = "1",
+        interface: Interface = INTERFACE,
+        manifest: str = "0" * 64,
+    ) -> None:
+        """manifest: its hash."""
         self._decide = decide
+        self.identity = {"manifest": manifest, "target": "none"}
         self.asked: list[Mapping[str, Any]] = []
         self.manifest = SimpleNamespace(name="fake", version=version, interface=interface, geometry=PI05)
 

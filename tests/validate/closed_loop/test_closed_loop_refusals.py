@@ -2,8 +2,12 @@
 
 import errno
 import json
+import re
+import socket
+import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,21 @@ from export.stage import run_stage
 from pi05_runtime.errors import BundleError, NetworkError, ObservationError, Pi05Error
 from pi05_runtime.serve.wire import pack
 from tests.runtime.serve.serving import HOST
-from tests.validate.closed_loop.fake_policy import INTERFACE, FakePolicy, command, episodes, off_by, served
+from tests.validate.closed_loop.fake_policy import (
+    INTERFACE,
+    SIMULATOR,
+    SUITE,
+    FakePolicy,
+    command,
+    episodes,
+    off_by,
+    served,
+)
 from validate.closed_loop import records
+from validate.closed_loop.parallel import Crew
 from validate.closed_loop.records import ClosedLoopError, Store, read_run
+from validate.closed_loop.simulator import SimulatorProcess
+from validate.closed_loop.sources import Remote, identity, read_sources
 
 NOBODY = "ws://127.0.0.1:9"
 
@@ -115,6 +131,38 @@ def test_another_policy_under_the_same_name(tmp_path: Path):
     ):
         command(tmp_path, "--scenes", 2, "--policy", f"x={address}")
     assert episodes(tmp_path) == before
+
+
+def test_another_bundle_of_the_same_name_and_version(tmp_path: Path):
+    with served(FakePolicy()) as address:
+        command(tmp_path, "--scenes", 1, "--policy", f"x={address}")
+    refused = pytest.raises(ClosedLoopError, match=f"manifest {'0' * 64} found, {'1' * 64} expected; give")
+    with served(FakePolicy(off_by(0.1), manifest="1" * 64)) as address, refused:
+        command(tmp_path, "--scenes", 2, "--policy", f"x={address}")
+
+
+@pytest.mark.parametrize(
+    ("versions", "manifest", "message"),
+    [
+        ({"numpy": "1.0"}, "0" * 64, "simulator is another one there: numpy .* found, 1.0 expected"),
+        (
+            {"numpy": version("numpy")},
+            "1" * 64,
+            "policy 'x' is another one there: manifest 0.* found, 1.* exp",
+        ),
+    ],
+)
+def test_another_machine_that_has_something_else(versions: dict[str, str], manifest: str, message: str):
+    with served(FakePolicy()) as address:
+        sources = read_sources(None, [f"x={NOBODY},{address}", "x+black-images"])
+        known = {**identity(Remote((address,)), sources, ()), "manifest": manifest}
+        policies = {"x": known, "x+black-images": {"spoiled": "black-images", "policy": known}}
+        crew = Crew("fake", SUITE, Path(sys.executable), sources, (), versions, policies)
+        with (
+            closing(SimulatorProcess(crew.python, SIMULATOR)) as simulator,
+            pytest.raises(ClosedLoopError, match=f"^{re.escape(socket.gethostname())}: {message}"),
+        ):
+            crew.check(simulator, 1)
 
 
 def test_servers_of_two_policies_under_one_name(tmp_path: Path):
