@@ -126,7 +126,7 @@ def preprocessor(params: Params) -> Preprocessor:
             f"export.prompt_buckets goes to {buckets[-1]}, but the checkpoint was trained with prompts of "
             f"at most {longest} tokens: lower the last bucket to {longest}"
         )
-    table = TokenEmbedding(TABLES / EMBEDDING, d.geometry.vocabulary, d.geometry.prefix.width)
+    table = TokenEmbedding.open(TABLES / EMBEDDING, d.geometry.vocabulary, d.geometry.prefix.width)
     return Preprocessor(d.geometry, d.interface, buckets, CHECKPOINT / TOKENIZER, table)
 
 

@@ -84,7 +84,8 @@ class Policy:
         geometry, interface = manifest.geometry, manifest.interface
         steps = manifest.default_steps if steps is None else steps
         schedule = _read_schedule(path, manifest, steps)
-        table = TokenEmbedding(path / manifest.token_embedding, geometry.vocabulary, geometry.prefix.width)
+        embedding = path / manifest.token_embedding
+        table = TokenEmbedding.open(embedding, geometry.vocabulary, geometry.prefix.width)
         ports = signatures(geometry, len(interface.cameras), interface.horizon)
         files = {network: folder / engine.file for network, engine in engines.items()}
         recipes = frozenset(recipe for engine in engines.values() for recipe in engine.recipes.values())

@@ -18,10 +18,15 @@ MODULATION = "modulation."
 
 
 class TokenEmbedding:
-    """Rows already scaled by sqrt(width): bf16 [rows, width], row-major, little-endian, no header."""
+    """Rows already scaled by sqrt(width): bf16 [rows, width]."""
 
-    def __init__(self, path: Path, rows: int, width: int) -> None:
-        """Maps the table into memory. Errors: BundleError if the file has not exactly its size."""
+    def __init__(self, table: Bits) -> None:
+        self._table = table
+
+    @classmethod
+    def open(cls, path: Path, rows: int, width: int) -> "TokenEmbedding":
+        """Maps a file of the rows into memory, little-endian and without a header. Errors: BundleError if it
+        has not exactly its size."""
         expected = rows * width * 2
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
@@ -30,11 +35,16 @@ class TokenEmbedding:
                 "copy the bundle again"
             )
         # A plain array over the map: the subclass costs a robot microseconds at every index.
-        self._table = np.asarray(np.memmap(path, "<u2", "r", shape=(rows, width)))
+        return cls(np.asarray(np.memmap(path, "<u2", "r", shape=(rows, width))))
 
-    def __getitem__(self, ids: npt.NDArray[np.int64]) -> Bits:
-        """Embeddings [tokens, width] of ids [tokens], as the bits of bf16 that they are."""
-        return self._table[ids]
+    @property
+    def width(self) -> int:
+        return self._table.shape[1]
+
+    def write(self, ids: npt.NDArray[np.int64], out: Bits) -> None:
+        """Brings the embeddings of ids [tokens], all of them rows of the table, to out [tokens, width]."""
+        # Any other mode would go through memory of its own first.
+        np.take(self._table, ids, 0, out, mode="clip")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.geometry import fixed_shape
 from pi05_runtime.preprocess import Inputs
-from pi05_runtime.tables import Schedule
+from pi05_runtime.tables import Schedule, TokenEmbedding
 from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, signatures
 
 DEPTH, STEPS, PROMPT = 18, 10, 32
@@ -94,7 +94,7 @@ def main() -> None:
     engine = GraphEngine(device, program, ports)
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, flat["images"]).astype(np.float32)
-    prompt = to_bf16(generator.standard_normal(flat["prompt_embeddings"], np.float32))
+    prompt = TokenEmbedding(to_bf16(generator.standard_normal(flat["prompt_embeddings"], np.float32)))
     noise = generator.standard_normal((HORIZON, size.action_width), np.float32)
     inputs = Inputs(images, np.arange(PROMPT), prompt, PROMPT, tokens + PROMPT)
     schedule = Schedule(

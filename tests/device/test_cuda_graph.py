@@ -20,7 +20,7 @@ from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.errors import EngineError
 from pi05_runtime.preprocess import Inputs
-from pi05_runtime.tables import Schedule
+from pi05_runtime.tables import Schedule, TokenEmbedding
 from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, gpu, signatures
 
 pytestmark = pytest.mark.skipif(gpu() is None, reason="needs an NVIDIA GPU, its driver and cuda-python")
@@ -67,9 +67,9 @@ def example(prompt: int = 9, seed: int = 0) -> tuple[Inputs, npt.NDArray[np.floa
     size, width = GEOMETRY.vision.image_size, GEOMETRY.prefix.width
     images = generator.uniform(-1, 1, (VIEWS, 3, size, size)).astype(np.float32)
     tokens = prompt - seed % 3
-    embeddings = to_bf16(generator.standard_normal((tokens, width), np.float32))
+    embedding = TokenEmbedding(to_bf16(generator.standard_normal((prompt, width), np.float32)))
     noise = generator.standard_normal((HORIZON, GEOMETRY.action_width), np.float32)
-    return Inputs(images, np.arange(tokens), embeddings, prompt, TOKENS + tokens), noise
+    return Inputs(images, np.arange(tokens), embedding, prompt, TOKENS + tokens), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:

@@ -15,7 +15,7 @@ from pi05_runtime.engines.driver import Bytes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Geometry, Signature, Stack, Vision, signatures
 from pi05_runtime.preprocess import Inputs
-from pi05_runtime.tables import Schedule
+from pi05_runtime.tables import Schedule, TokenEmbedding
 
 TINY = Geometry(
     Vision(image_size=4, patch=2, width=4, depth=1, heads=1, mlp=4),
@@ -35,9 +35,9 @@ def example(
     tokens = prompt - 1 if tokens is None else tokens
     generator = np.random.default_rng(seed)
     images = generator.uniform(-1, 1, (VIEWS, 3, 4, 4)).astype(np.float32)
-    embeddings = to_bf16(generator.standard_normal((tokens, 4), np.float32))
+    embedding = TokenEmbedding(to_bf16(generator.standard_normal((prompt, 4), np.float32)))
     noise = generator.standard_normal((HORIZON, 2), np.float32)
-    return Inputs(images, np.arange(tokens), embeddings, prompt, VIEWS * 4 + tokens), noise
+    return Inputs(images, np.arange(tokens), embedding, prompt, VIEWS * 4 + tokens), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:

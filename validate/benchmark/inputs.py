@@ -19,7 +19,7 @@ def golden_inputs(bundle: Path, manifest: Manifest) -> tuple[Inputs, Floats]:
     sample, _ = golden.observation(bundle, manifest.golden.file, manifest.golden.prompt)
     noise = sample.pop("noise")
     g = manifest.geometry
-    table = TokenEmbedding(bundle / manifest.token_embedding, g.vocabulary, g.prefix.width)
+    table = TokenEmbedding.open(bundle / manifest.token_embedding, g.vocabulary, g.prefix.width)
     prepare = Preprocessor(g, manifest.interface, manifest.prompt_buckets, bundle / manifest.tokenizer, table)
     return prepare(sample), noise
 

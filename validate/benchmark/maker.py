@@ -79,7 +79,7 @@ class Maker:
         with staged(out.absolute()) as folder:
             (folder / TOKENIZER).write_bytes(self.tokenizer.read_bytes())
             self._write_tables(folder)
-            table = TokenEmbedding(folder / EMBEDDING, g.vocabulary, g.prefix.width)
+            table = TokenEmbedding.open(folder / EMBEDDING, g.vocabulary, g.prefix.width)
             prepare = Preprocessor(g, interface, [profile.prompt], folder / TOKENIZER, table)
             samples = [_observation(g, interface, prepare, seed) for seed in range(CALIBRATED + 1)]
             given = [(prepare(sample), noise) for sample, noise in samples]

@@ -104,7 +104,7 @@ class Networks:
         actions = self._alloc_host("x")
         prompt = self._encode("prompt_embeddings", self._arrays["prompt_embeddings"])
         pinned["prompt_embeddings"][:] = prompt
-        # Embeddings come as they are staged, of the prompt's tokens alone.
+        # Of the prompt's tokens alone; a decision takes as many bytes from the table.
         used = len(prompt) // self._bucket * (int(self._arrays["prefix_length"]) - self._image_tokens)
 
         def fill() -> None:

@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.bf16 import Bits
 from pi05_runtime.engines import Decision, check_finite, no_cache
 from pi05_runtime.engines.buffers import byte_size, decode, encode
 from pi05_runtime.engines.driver import Bytes, Device
@@ -74,11 +73,12 @@ class _Bucket:
     launches: dict[str, Launch]
     filled: int
 
-    def stage_prompt(self, embeddings: Bits) -> None:
-        rows = self.staging["prompt_embeddings"].view(np.uint16).reshape(self.prompt, -1)
-        rows[: len(embeddings)] = embeddings
-        rows[len(embeddings) : self.filled] = 0
-        self.filled = len(embeddings)
+    def stage_prompt(self, inputs: Inputs) -> None:
+        rows, tokens = self.staging["prompt_embeddings"].view(np.uint16), len(inputs.token_ids)
+        rows = rows.reshape(self.prompt, -1)
+        inputs.embedding.write(inputs.token_ids, rows[:tokens])
+        rows[tokens : self.filled] = 0
+        self.filled = tokens
 
 
 @dataclass
@@ -188,7 +188,7 @@ class GraphEngine:
         start = time.perf_counter()
         arrays: dict[str, npt.NDArray[np.generic]] = {"x": noise}
         if inputs:
-            bucket.stage_prompt(inputs.embeddings)
+            bucket.stage_prompt(inputs)
             arrays["prefix_length"] = np.asarray(inputs.prefix_length)
             if staging:
                 staging.fill(frames)

@@ -49,9 +49,9 @@ def tune(
                         for la in shaped.launches
                         if len(la.variants) > 1 and la.group not in chosen
                     }
+                    settling = program.bind_variants(network, shaped, chosen)
                     for _ in range(SETTLE):
-                        launch = program.bind_variants(network, shaped, chosen)
-                        _measure(device, launch, addresses, stream)
+                        _measure(device, settling, addresses, stream)
                     for group, count in tqdm(variants.items(), desc=f"tune {network}", unit="group"):
                         found: list[float] = []
                         for variant in range(count):

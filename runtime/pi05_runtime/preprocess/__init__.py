@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.bf16 import Bits, from_bf16
+from pi05_runtime.bf16 import from_bf16
 from pi05_runtime.errors import ObservationError
 from pi05_runtime.geometry import Geometry
 from pi05_runtime.interface import Interface
@@ -25,14 +25,14 @@ from pi05_runtime.tensors import Floats
 
 @dataclass(frozen=True)
 class Inputs:
-    """images float32 [views, 3, size, size] in [-1, 1]; token_ids int64 [tokens]; embeddings [tokens, width]
-    of bf16; bucket: prompt tokens that the engine is made for; prefix_length: image and
-    prompt tokens. frames: uint8 [height, width, 3] of each camera, for an engine that stages them itself;
-    there are no `images` then."""
+    """images float32 [views, 3, size, size] in [-1, 1]; token_ids int64 [tokens], rows of
+    `embedding`; bucket: prompt tokens that the engine is made for; prefix_length: image and prompt tokens.
+    frames: uint8 [height, width, 3] of each camera, for an engine that stages them itself; there are no
+    `images` then."""
 
     images: Floats
     token_ids: npt.NDArray[np.int64]
-    embeddings: Bits
+    embedding: TokenEmbedding
     bucket: int
     prefix_length: int
     frames: tuple[npt.NDArray[np.uint8], ...] = ()
@@ -40,8 +40,9 @@ class Inputs:
     @property
     def prompt_embeddings(self) -> Floats:
         """float32 [bucket, width], zero beyond the prompt."""
-        padding = ((0, self.bucket - len(self.embeddings)), (0, 0))
-        return from_bf16(np.pad(self.embeddings, padding))
+        bits = np.zeros((self.bucket, self.embedding.width), np.uint16)
+        self.embedding.write(self.token_ids, bits[: len(self.token_ids)])
+        return from_bf16(bits)
 
 
 class Preprocessor:
@@ -80,7 +81,7 @@ class Preprocessor:
                 "shorten the instruction, or export with a larger prompt bucket"
             )
         tokens = len(self._interface.cameras) * self._geometry.vision.tokens
-        return Inputs(images, ids, self._embedding[ids], bucket, tokens + len(ids), frames)
+        return Inputs(images, ids, self._embedding, bucket, tokens + len(ids), frames)
 
     def _views(self, given: Mapping[str, npt.ArrayLike]) -> tuple[Floats, tuple[npt.NDArray[np.uint8], ...]]:
         """(images, frames), of which one is empty."""
