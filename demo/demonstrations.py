@@ -1,28 +1,22 @@
 """Record what the demo policy learns from: MetaWorld's experts, disturbed and always knowing better.
 
-An expert that is never disturbed shows only its own narrow path, and a policy that copies it is lost one
-centimetre beside it. So the episodes here are driven by the expert plus a slowly changing disturbance of the
-hand, while every recorded chunk holds what the expert itself does from that state on, undisturbed: the
-simulator is run ahead for one horizon and put back. Episodes whose expert does not succeed are left out.
+The episodes are driven by the expert plus a slowly changing disturbance of the hand, while every recorded
+chunk holds what the expert itself does from that state on, undisturbed: the simulator is run ahead for one
+horizon and put back. Episodes whose expert does not succeed are left out.
 
-Needs the simulators' environment, as record.py does. Writes one `<task>.npz` a task; each row is one
-decision: state, chunk of actions, and one WebP picture a camera, shrunk as openpi's preprocessing does.
+Needs the simulators' environment, as record.py does. Writes one `<task>.npz` a task (decisions.py).
 
     python -m demo.demonstrations FOLDER
 """
 
-import io
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from demo.decisions import HORIZON, Decisions, disturbances, picture
 from validate.closed_loop.simulators.metaworld import (
     CAMERAS,
     STATE_DIMS,
@@ -36,61 +30,12 @@ from validate.closed_loop.simulators.metaworld import (
 
 EPISODES = {"drawer-open-v3": 120, "button-press-topdown-v3": 120, "reach-v3": 120, "push-v3": 431}
 SEEDS = range(30000, 40000)  # record.py's calibration and held-out scenes have other seeds
-HORIZON = 10
 STRIDE = 3  # neighbouring frames are near copies
 MAX_STEPS = 200
 STEPS_AFTER_SUCCESS = 6
 DISTURBANCE = {"drawer-open-v3": 0.5, "button-press-topdown-v3": 0.5, "reach-v3": 0.5, "push-v3": 0.25}
 """The largest standard deviation of an episode, in units of the action. With 0.5 the expert that has to grasp
 a puck failed in 147 of 327 episodes, with 0.25 in 69 of 500."""
-MEMORY = 0.8  # how much of the disturbance stays from one step to the next
-PICTURE = (112, 84)  # the frame's width is the policy's square
-QUALITY = 85
-
-
-@dataclass
-class Decisions:
-    """Rows of one task; `pictures` in the order of the rows, then of CAMERAS."""
-
-    episodes: list[int] = field(default_factory=list)
-    states: list[NDArray[np.float32]] = field(default_factory=list)
-    chunks: list[NDArray[np.float32]] = field(default_factory=list)
-    pictures: list[bytes] = field(default_factory=list)
-
-    def extend(self, other: "Decisions") -> None:
-        for name, values in vars(self).items():
-            values += getattr(other, name)
-
-    def save(self, path: Path, prompt: str) -> None:
-        """`pictures` becomes one array of bytes, cut by the `ends` of the pictures."""
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                prompt=np.array(prompt),
-                episodes=np.array(self.episodes, np.int32),
-                states=np.stack(self.states),
-                chunks=np.stack(self.chunks),
-                pictures=np.frombuffer(b"".join(self.pictures), np.uint8),
-                ends=np.cumsum([len(picture) for picture in self.pictures]),
-            )
-
-
-def picture(frame: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    shrunk = Image.fromarray(frame).resize(PICTURE, Image.Resampling.BILINEAR)
-    shrunk.save(file, "WEBP", quality=QUALITY)
-    return file.getvalue()
-
-
-def disturbances(seed: int, largest: float) -> Iterator[NDArray[np.float64]]:
-    """What is added to the hand's three actions: noise with a memory, stronger in some episodes."""
-    rng = np.random.default_rng(seed)
-    strength = rng.uniform(0, largest)
-    offset = np.zeros(4)
-    while True:
-        fresh = strength * np.sqrt(1 - MEMORY**2) * rng.standard_normal(3)
-        offset[:3] = MEMORY * offset[:3] + fresh
-        yield offset
 
 
 def run_episode(task: str, seed: int) -> Decisions | None:
@@ -101,7 +46,7 @@ def run_episode(task: str, seed: int) -> Decisions | None:
     first = seed % STRIDE
     with rendering(env) as renderer:
         observation, _ = env.reset()
-        for step, disturbance in enumerate(disturbances(seed, DISTURBANCE[task])):
+        for step, disturbance in enumerate(disturbances(seed, DISTURBANCE[task], 4)):
             if step % STRIDE == first:
                 frames = render(renderer, env.data)
                 decisions.episodes.append(seed)
@@ -128,9 +73,7 @@ def record_task(task: str, folder: Path) -> None:
                 recorded += 1
                 bar.update()
     path = folder / f"{task}.npz"
-    partial = path.with_suffix(".partial")
-    decisions.save(partial, TASKS[task][0])
-    partial.replace(path)
+    decisions.save(path, "metaworld", CAMERAS, TASKS[task][0])
     tried = next(seeds) - SEEDS[0]
     size = path.stat().st_size / 1e6
     print(f"{task}: {recorded} of {tried} episodes, {len(decisions.states)} decisions, {size:.1f} MB")

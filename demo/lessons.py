@@ -24,7 +24,6 @@ from pi05_runtime.interface import Interface, Normalization, Statistics
 from pi05_runtime.preprocess.normalize import normalize_state
 from pi05_runtime.preprocess.prompt import Prompter
 
-CAMERAS: tuple[str, ...] = ("corner2", "gripperPOV")
 MAX_PROMPT_TOKENS = 64
 HELD_OUT = 20
 """One episode of so many is not learned from, but measured on."""
@@ -40,8 +39,11 @@ LIGHT, COLOUR = 0.2, 0.05
 @dataclass(frozen=True)
 class Demonstrations:
     """All tasks' decisions in one table. pictures uint8 [n, cameras, height, width, 3], states [n, state
-    dims], chunks [n, horizon, action dims]; prompts and episodes [n], an episode's number being unique."""
+    dims], chunks [n, horizon, action dims]; prompts and episodes [n], an episode's number being unique.
+    suite and cameras are the same for all."""
 
+    suite: str
+    cameras: tuple[str, ...]
     pictures: NDArray[np.uint8]
     states: NDArray[np.float32]
     chunks: NDArray[np.float32]
@@ -71,11 +73,23 @@ def read_demonstrations(folder: Path) -> Demonstrations:
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise ParamsError(
-            f"{folder}: no demonstrations found; record them with python -m demo.demonstrations"
+            f"{folder}: no demonstrations found; record them with python -m demo.demonstrations, or "
+            "with python -m demo.libero_demonstrations"
         )
     tables = [np.load(file) for file in files]
-    pictures = [_decode(table["pictures"], table["ends"]) for table in progress(tables, desc="pictures")]
+    robots = {(str(table["suite"]), *table["cameras"].tolist()) for table in tables}
+    if len(robots) > 1:
+        raise ParamsError(
+            f"{folder}: demonstrations of {len(robots)} robots found, of one expected: {sorted(robots)}; "
+            "put each into a folder of its own"
+        )
+    suite, *cameras = robots.pop()
+    pictures = [
+        _decode(table["pictures"], table["ends"], len(cameras)) for table in progress(tables, desc="pictures")
+    ]
     return Demonstrations(
+        suite,
+        tuple(cameras),
         np.concatenate(pictures),
         np.concatenate([table["states"] for table in tables]),
         np.concatenate([table["chunks"] for table in tables]),
@@ -94,9 +108,17 @@ class Lessons:
         )
         horizon, dims = given.chunks.shape[1:]
         self.interface = Interface(
-            CAMERAS, "state", given.states.shape[1], dims, horizon, MAX_PROMPT_TOKENS, "openpi", normalization
+            cameras=given.cameras,
+            prompt_format="state",
+            state_dims=given.states.shape[1],
+            action_dims=dims,
+            horizon=horizon,
+            max_prompt_tokens=MAX_PROMPT_TOKENS,
+            image_convention="openpi",
+            normalization=normalization,
         )
-        self.device, self.size, self.generator = device, geometry.vision.image_size, Generator()
+        self.device, self.size, self.cameras = device, geometry.vision.image_size, len(given.cameras)
+        self.generator = Generator()
         self.generator.manual_seed(seed)
         self.pictures = torch.from_numpy(given.pictures).to(device)
         prompter = Prompter(tokenizer, self.interface, geometry.vocabulary, geometry.action_width)
@@ -113,9 +135,9 @@ class Lessons:
         """The next batch to learn from."""
         g = self.generator
         rows = self.rows[torch.randint(len(self.rows), (count,), generator=g)]
-        shift = torch.randint(-SHIFT, SHIFT + 1, (2, count, len(CAMERAS)), generator=g)
-        contrast = 1 + LIGHT * (2 * torch.rand(count, len(CAMERAS), 1, generator=g) - 1)
-        colour = COLOUR * (2 * torch.rand(count, len(CAMERAS), 3, generator=g) - 1)
+        shift = torch.randint(-SHIFT, SHIFT + 1, (2, count, self.cameras), generator=g)
+        contrast = 1 + LIGHT * (2 * torch.rand(count, self.cameras, 1, generator=g) - 1)
+        colour = COLOUR * (2 * torch.rand(count, self.cameras, 3, generator=g) - 1)
         variants = torch.randint(PROMPTS, (count,), generator=g)
         images = self._shifted(rows, *shift.to(self.device))
         images = images * contrast.to(self.device)[..., None, None] + colour.to(self.device)[..., None, None]
@@ -125,7 +147,7 @@ class Lessons:
         """Decisions of episodes that are never drawn, unvaried, and always the same."""
         g = Generator().manual_seed(0)
         rows = self.held_out_rows[torch.randperm(len(self.held_out_rows), generator=g)[:most]]
-        still = torch.zeros(2, len(rows), len(CAMERAS), dtype=torch.long, device=self.device)
+        still = torch.zeros(2, len(rows), self.cameras, dtype=torch.long, device=self.device)
         return self._batch(rows, torch.zeros(len(rows), dtype=torch.long), self._shifted(rows, *still), g)
 
     def _batch(self, rows: Tensor, variants: Tensor, images: Tensor, g: Generator) -> Batch:
@@ -175,10 +197,10 @@ class Lessons:
         return torch.from_numpy(padded).reshape(*shape, -1), torch.from_numpy(lengths).reshape(shape)
 
 
-def _decode(pictures: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _decode(pictures: NDArray[np.uint8], ends: NDArray[np.int64], cameras: int) -> NDArray[np.uint8]:
     files = np.split(pictures, ends[:-1])
     frames = [np.asarray(Image.open(io.BytesIO(file.tobytes())).convert("RGB")) for file in files]
-    return np.stack(frames).reshape(-1, len(CAMERAS), *frames[0].shape)
+    return np.stack(frames).reshape(-1, cameras, *frames[0].shape)
 
 
 def _statistics(values: NDArray[np.float32]) -> Statistics:

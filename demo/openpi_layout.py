@@ -27,10 +27,10 @@ def stored_name(canonical: str) -> str:
     return stored.replace("vision_tower.", "vision_tower.vision_model.") + canonical.removeprefix(prefix)
 
 
-def norm_stats(statistics: Mapping[str, Statistics]) -> dict[str, str]:
-    """The assets of a policy trained on MetaWorld. statistics: of `state` and `actions`."""
+def norm_stats(suite: str, statistics: Mapping[str, Statistics]) -> dict[str, str]:
+    """The assets of a policy trained on `suite`. statistics: of `state` and `actions`."""
     found = {"norm_stats": msgspec.to_builtins(dict(statistics))}
-    return {"metaworld/norm_stats.json": json.dumps(found, indent=2) + "\n"}
+    return {f"{suite}/norm_stats.json": json.dumps(found, indent=2) + "\n"}
 
 
 def write_openpi(

@@ -1,4 +1,4 @@
-"""Trains the demo's policy: a small pi0.5 that learns MetaWorld tasks from recorded demonstrations.
+"""Trains the demo's policies: a small pi0.5 that learns a suite's tasks from recorded demonstrations.
 
 Flow matching as openpi trains pi0.5, on the plain reference model, so that what is learned is exactly what
 the pipeline exports: actions are mixed with noise at a random time, and the network learns the velocity that
@@ -115,7 +115,7 @@ def train(
 
 def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description="Train the demo's policy on recorded demonstrations.")
-    parser.add_argument("demonstrations", type=Path, help="folder that demo.demonstrations wrote")
+    parser.add_argument("demonstrations", type=Path, help="folder of recorded .npz files")
     parser.add_argument("output", type=Path, help="checkpoint directory to write")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -123,7 +123,8 @@ def main(*arguments: str) -> None:
     options = parser.parse_args(arguments)
     given = read_demonstrations(options.demonstrations)
     weights, _ = train(given, DEMO, options.steps, options.batch, options.device, seed=0)
-    write_openpi(options.output, weights, DEMO, given.chunks.shape[1], norm_stats(given.statistics()))
+    assets = norm_stats(given.suite, given.statistics())
+    write_openpi(options.output, weights, DEMO, given.chunks.shape[1], assets)
     print(f"wrote {options.output}")
 
 

@@ -13,8 +13,9 @@ def patches(
     """images fp32 [views, 3, SIDE * PATCH, SIDE * PATCH] to out bf16 [rows, 3, WIDTH].
 
     A view has SIDE * SIDE rows. A row is a patch of K = 3 * PATCH * PATCH pixels, rounded to bf16, then what
-    that left of them, then the first again: times weights of the same kind (products.thirds) it is an fp32
-    product, as openpi has it, at the rate of bf16. Zeros beyond K. WIDTH: at least K. Grid: rows.
+    that left of them, then the first again: times weights of the same kind (products.thirds) it is openpi's
+    fp32 product over 16 bits of each factor, at the rate of bf16. Zeros beyond K. WIDTH: at least K. Grid:
+    rows.
     """
     size: tl.constexpr = SIDE * PATCH
     row, pixel = tl.program_id(0), tl.arange(0, triton.next_power_of_2(WIDTH))

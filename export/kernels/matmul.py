@@ -23,10 +23,10 @@ def matmul(
 ):  # fmt: skip
     """a [M, K] and w [N, K], both bf16 or both FP8, summed in fp32 and multiplied by `scale`.
 
-    EPILOGUE: linear, gelu, geglu or rope (epilogue.py), or parts: out fp32 [SPLITS, M, N]. SPLITS: 1 for all
-    others. length: int32 [1], None where every row counts. BK divides K. LAST: rows of the last row of tiles,
-    BM or fewer. AHEAD: asks for the weights before it waits, those of a column of tiles shared out among its
-    rows; BK is a line of the L2 cache then. Grid: (ceil(M / BM) * ceil(N / BN), SPLITS).
+    EPILOGUE: linear, gelu, geglu or rope (epilogue.py), or parts: out bf16 or fp32 [SPLITS, M, N]. SPLITS: 1
+    for all others. length: int32 [1], None where every row counts. BK divides K. LAST: rows of the last row
+    of tiles, BM or fewer. AHEAD: asks for the weights before it waits, those of a column of tiles shared out
+    among its rows; BK is a line of the L2 cache then. Grid: (ceil(M / BM) * ceil(N / BN), SPLITS).
     """
     tile, split = tl.program_id(0), tl.program_id(1)
     across, down = tl.cdiv(N, BN), tl.cdiv(M, BM)

@@ -17,10 +17,11 @@ def norm(
     x, parts, shift, summed, weight, bias, modulation, out, ROWS, inverse_scale,
     N: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """out [ROWS, N] of x bf16 [ROWS, N], or of x + shift + parts, rounded to bf16 and stored to `summed` too.
+    """out [ROWS, N] of x [ROWS, N], or of x + shift + parts, rounded to bf16 and stored to `summed` too.
 
-    parts: fp32 [SPLITS, ROWS, N]. shift: bf16 [N]. weight, bias: bf16 [N] of a LayerNorm. modulation: fp32
-    scale [N] and shift [N] of adaRMS. WIDTH: the power of two that holds N. Grid: ROWS.
+    parts: [SPLITS, ROWS, N]. shift: [N]. These and x: bf16, or fp32 from the patch embedding. weight, bias:
+    bf16 [N] of a LayerNorm. modulation: fp32 scale [N] and shift [N] of adaRMS. WIDTH: the power of two that
+    holds N. Grid: ROWS.
     """
     columns = tl.arange(0, WIDTH)
     inside = columns < N

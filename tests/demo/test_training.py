@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.lessons import CAMERAS, Demonstrations, Lessons, read_demonstrations
+from demo.lessons import Demonstrations, Lessons, read_demonstrations
 from demo.openpi_layout import norm_stats, write_openpi
 from demo.train import TOKENIZER, flow_loss, train
 from export.checkpoint.canonical import read_description, read_weights
@@ -31,6 +31,7 @@ TINY = Geometry(
     action_width=8,
 )
 Trained = tuple[dict[str, torch.Tensor], list[float]]
+CAMERAS: tuple[str, ...] = ("corner2", "gripperPOV")
 PROMPTS = ("open the drawer", "push the puck to the goal")
 
 
@@ -50,6 +51,8 @@ def given() -> Demonstrations:
     n = 200
     signs = np.resize([1.0, -1.0], n).astype(np.float32)
     return Demonstrations(
+        suite="metaworld",
+        cameras=CAMERAS,
         pictures=rng.integers(0, 256, (n, len(CAMERAS), 21, 28, 3)).astype(np.uint8),
         states=rng.random((n, 4), np.float32),
         chunks=np.tile(signs[:, None, None], (1, 10, 4)),
@@ -139,7 +142,8 @@ def test_sampled_actions_are_those_of_the_prompt(given: Demonstrations, trained:
 
 def test_the_pipeline_imports_what_training_writes(given: Demonstrations, fresh_workspace: Path):
     weights, _ = train(given, TINY, steps=1, batch=4, device="cpu", seed=0)
-    write_openpi(fresh_workspace / "demo/checkpoint", weights, TINY, 10, norm_stats(given.statistics()))
+    assets = norm_stats(given.suite, given.statistics())
+    write_openpi(fresh_workspace / "demo/checkpoint", weights, TINY, 10, assets)
     run_stage(fresh_workspace, "export.checkpoint.__main__")
     folder = fresh_workspace / "artifacts/checkpoint"
     imported, description = read_weights(*FILES, folder=folder), read_description(folder)
@@ -157,6 +161,8 @@ def test_demonstrations_are_read_in_their_order(tmp_path: Path):
             Image.fromarray(frame).save(file, "WEBP", lossless=True)
         np.savez(
             tmp_path / f"{task}.npz",
+            suite=np.array("metaworld"),
+            cameras=np.array(CAMERAS),
             prompt=np.array(task),
             episodes=np.array([7, 8], np.int32),
             states=np.zeros((2, 4), np.float32),

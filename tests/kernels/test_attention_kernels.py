@@ -1,6 +1,7 @@
 """Attention of vision, of the prefix and of the action chunk, against PyTorch's."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -65,3 +66,22 @@ def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int)
     width = 1 << (splits - 1).bit_length()
     merge[(horizon, heads)](parts, peaks, totals, out, horizon, 1.0, heads, dim, splits, width)
     near(out, expected.transpose(0, 1), tolerance=5e-3)
+
+
+@pytest.mark.parametrize("length", [1, 31, 100])
+def test_of_the_cache_what_counts_is_asked_for_and_nothing_else(length: int) -> None:
+    # On a GPU, kernels are not interpreted, and importing it would change that.
+    interpreter = sys.modules.get("tests.kernels.interpreter") or pytest.skip("not interpreted")
+    horizon, heads, dim, prefix, tile, height = 5, 2, 128, 100, 32, 16
+    cached = -(-prefix // tile)
+    splits = cached + 1
+    q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
+    parts = torch.empty(heads, splits, horizon, dim).bfloat16()
+    peaks, totals = torch.empty(2, heads, splits, horizon)
+    interpreter.ASKED.clear()
+    decode_attention[(heads, splits)](
+        q, k, v, bf16(horizon, dim), bf16(horizon, dim), torch.tensor([length], dtype=torch.int32),
+        parts, peaks, totals, horizon, 1.0, heads, dim, cached, splits, height, tile,
+    )  # fmt: skip
+    lines = range(0, length * dim, 64)
+    assert set(interpreter.ASKED) == {x.data_ptr() + 2 * line for x in (k, v) for line in lines}

@@ -37,13 +37,14 @@ def test_product(fp8: bool, rows: int, n: int, k: int) -> None:
     near(run(a, w, torch.empty(rows, n).bfloat16(), scale=0.5, BK=32), expected)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-3)])
 @pytest.mark.parametrize("splits", [1, 2, 3, 4])
-def test_parts_of_a_sum(splits: int) -> None:
-    a, w = bf16(70, 208), bf16(40, 208)
-    found = run(a, w, torch.full((splits, 70, 40), NAN), SPLITS=splits, EPILOGUE="parts", LAST=16, scale=0.5)
+def test_parts_of_a_sum(splits: int, dtype: torch.dtype, tolerance: float) -> None:
+    a, w, out = bf16(70, 208), bf16(40, 208), torch.full((splits, 70, 40), NAN, dtype=dtype)
+    found = run(a, w, out, SPLITS=splits, EPILOGUE="parts", LAST=16, scale=0.5)
     width = -(-13 // splits) * 16
     for part, x, y in zip(found, a.float().split(width, 1), w.float().split(width, 1), strict=True):
-        near(part, x @ y.T * 0.5, tolerance=1e-6)
+        near(part, x @ y.T * 0.5, tolerance)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

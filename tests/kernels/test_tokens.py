@@ -1,8 +1,11 @@
 """What surrounds the products: norms, patches, and tokens put in a row."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from export.engine.plan.products import thirds
 from export.engine.plan.source import Linear
@@ -33,12 +36,13 @@ def test_norms(width: int) -> None:
     near(run(x, torch.empty(5, width), modulation=modulation), modulated, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("make", [bf16, fp32])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_parts_are_added_before_the_norm(splits: int) -> None:
-    x, parts, shift, out = bf16(5, 72), fp32(splits, 5, 72), bf16(72), torch.empty(5, 72).bfloat16()
+def test_parts_are_added_before_the_norm(splits: int, make: Callable[..., Tensor]) -> None:
+    x, parts, shift, out = make(5, 72), make(splits, 5, 72), make(72), torch.empty(5, 72).bfloat16()
     summed = torch.empty_like(out)
     run(x, out, parts=parts, shift=shift, summed=summed)
-    near(summed, x.float() + parts.sum(0) + shift.float())
+    near(summed, x.float() + parts.float().sum(0) + shift.float())
     near(out, rms(summed))
 
 

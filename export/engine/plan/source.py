@@ -24,8 +24,8 @@ DTYPES: dict[int, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Linear:
-    """weight [out, in], bf16 or FP8 codes. scale: of the codes, 1 for bf16. input_scale: of the activations'
-    codes, None for bf16."""
+    """weight [out, in], FP8 codes, bf16 or fp32. scale: of the codes, 1 without. input_scale: of the
+    activations' codes, None without."""
 
     weight: Tensor
     scale: float

@@ -37,7 +37,6 @@ SEED = 7
 RENDERED = 256
 WAITING_STEPS = 10  # objects are put a little above the table, and fall
 WAITING = [0.0] * 6 + [-1.0]
-AHEAD = 5
 
 
 class Simulation(MjSim):
@@ -60,6 +59,9 @@ robosuite.environments.base.MjSim = Simulation
 
 class Simulator:
     """One task, known by its number in the suite. Scenes are the numbers of its initial states."""
+
+    ahead = 5
+    """Actions of the expert's chunk."""
 
     def __init__(self, suite: str, task: str) -> None:
         tasks = get_benchmark(suite)()
@@ -86,11 +88,7 @@ class Simulator:
             until_placed(self._draw)
         until_placed(domain.reset)
         self._env.set_init_state(self._states[scene])
-        for _ in range(WAITING_STEPS - 1):
-            domain.step(WAITING)
-        with self._rendering():
-            seen, *_ = domain.step(WAITING)
-        return self._observe(seen)
+        return self._settle()
 
     def execute(self, actions: NDArray[np.float32]) -> Outcome:
         before = self._frame
@@ -100,14 +98,15 @@ class Simulator:
                 return Outcome(None, True, steps, [before])
         with self._rendering():
             seen, _, success, _ = self._domain.step(last)
-        return Outcome(None if success else self._observe(seen), success, len(actions), [before])
+        # LIBERO's own answer may be one of numpy's booleans.
+        return Outcome(None if success else self._observe(seen), bool(success), len(actions), [before])
 
     def expert(self) -> NDArray[np.float32]:
         if self._suite not in libero_expert.SUITES:
             raise NotImplementedError(f"no expert for {self._suite}")
         actions: list[NDArray[np.float32]] = []
         with self._put_back():
-            for _ in range(AHEAD):
+            for _ in range(self.ahead):
                 actions.append(libero_expert.act(self._domain))
                 self._domain.step(actions[-1].tolist())
         return np.stack(actions)
@@ -123,6 +122,14 @@ class Simulator:
         sim.forward()
         self._domain._setup_placement_initializer(None)
         self._domain._reset_internal()
+
+    def _settle(self) -> Observation:
+        domain = self._domain
+        for _ in range(WAITING_STEPS - 1):
+            domain.step(WAITING)
+        with self._rendering():
+            seen, *_ = domain.step(WAITING)
+        return self._observe(seen)
 
     def _observe(self, seen: dict[str, NDArray[Any]]) -> Observation:
         observed = observation(seen, self._prompt)
