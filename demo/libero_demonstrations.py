@@ -1,8 +1,8 @@
 """Record what the LIBERO policy learns from: decisions of episodes, with what the expert does from there.
 
 The expert acts, its hand pushed aside by slowly changing noise; the recorded chunk is what it would do
-undisturbed. Episodes in which it fails are left out. Without the noise a policy learns nothing that helps it
-where the expert never was, and the README says what it then solves.
+undisturbed. Episodes in which it fails are left out. So the policy also sees what to do beside the expert's
+path; README.md says what it solved without that.
 
 Needs LIBERO's environment (`make libero`). Scenes are drawn from seeds, from --first on; LIBERO's own initial
 states stay for judging. Writes `libero_spatial-<task>-<first>.npz` (decisions.py), again as it grows.
