@@ -164,6 +164,6 @@ def _precision(call: Call) -> str | None:
         return None
     kinds = dict(wanted.signature)
     if wanted.kernel == "matmul" and kinds["out"] == "*fp32":
-        # Its weights are thirds (products.py), the only ones whose sums stay so.
+        # Its weights are thirds (products.py), whose sums alone stay so: fp32 but for its last 8 bits.
         return "fp32"
     return {"*fp8e4nv": "fp8", "*bf16": "bf16", "*fp32": "fp32"}[kinds["w"]]
