@@ -39,19 +39,22 @@ class Decisions:
     def save(self, path: Path, suite: str, cameras: Sequence[str], prompt: str) -> None:
         """`pictures` becomes one array of bytes, cut by the `ends` of the pictures."""
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                suite=np.array(suite),
-                cameras=np.array(cameras),
-                prompt=np.array(prompt),
-                episodes=np.array(self.episodes, np.int32),
-                states=np.stack(self.states),
-                chunks=np.stack(self.chunks),
-                pictures=np.frombuffer(b"".join(self.pictures), np.uint8),
-                ends=np.cumsum([len(picture) for picture in self.pictures]),
-            )
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    suite=np.array(suite),
+                    cameras=np.array(cameras),
+                    prompt=np.array(prompt),
+                    episodes=np.array(self.episodes, np.int32),
+                    states=np.stack(self.states),
+                    chunks=np.stack(self.chunks),
+                    pictures=np.frombuffer(b"".join(self.pictures), np.uint8),
+                    ends=np.cumsum([len(picture) for picture in self.pictures]),
+                )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def picture(frame: NDArray[np.uint8]) -> bytes:

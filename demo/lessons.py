@@ -9,6 +9,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from pi05_runtime.interface import Interface, Normalization, Statistics
 from pi05_runtime.preprocess.normalize import normalize_state
 from pi05_runtime.preprocess.prompt import Prompter
 
+ARRAYS = ("suite", "cameras", "prompt", "episodes", "states", "chunks", "pictures", "ends")
 MAX_PROMPT_TOKENS = 64
 HELD_OUT = 20
 """One episode of so many is not learned from, but measured on."""
@@ -69,14 +72,14 @@ class Batch:
 
 
 def read_demonstrations(folder: Path) -> Demonstrations:
-    """Every task's file of `folder`. Errors: ParamsError if there is none."""
+    """Every task's file of `folder`. Errors: ParamsError if there is none, or one that is none."""
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise ParamsError(
             f"{folder}: no demonstrations found; record them with python -m demo.demonstrations, or "
             "with python -m demo.libero_demonstrations"
         )
-    tables = [np.load(file) for file in files]
+    tables = [_read(file) for file in files]
     robots = {(str(table["suite"]), *table["cameras"].tolist()) for table in tables}
     if len(robots) > 1:
         raise ParamsError(
@@ -195,6 +198,17 @@ class Lessons:
             row[: len(tokens)] = tokens
         shape = (PROMPTS, len(given.states))
         return torch.from_numpy(padded).reshape(*shape, -1), torch.from_numpy(lengths).reshape(shape)
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(file) as table:
+            return {name: table[name] for name in ARRAYS}
+    except (KeyError, OSError, EOFError, ValueError, BadZipFile) as error:
+        raise ParamsError(
+            f"{file}: {error}; arrays {list(ARRAYS)} expected, as demo/decisions.py writes them; "
+            "record it again"
+        ) from error
 
 
 def _decode(pictures: NDArray[np.uint8], ends: NDArray[np.int64], cameras: int) -> NDArray[np.uint8]:

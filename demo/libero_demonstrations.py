@@ -18,6 +18,7 @@ import numpy as np
 
 from demo.decisions import Decisions, disturbances, picture
 from export.stage import progress, run_stage
+from validate.closed_loop.records import ClosedLoopError
 from validate.closed_loop.simulator import SimulatorProcess
 from validate.closed_loop.simulators import Observation
 from validate.closed_loop.suites import SUITES
@@ -70,6 +71,11 @@ def main(*arguments: str) -> None:
                 recorded += 1
             if recorded and (tried % SAVED_EVERY == 0 or tried == options.episodes):
                 decisions.save(path, SUITE, CAMERAS, prompt)
+    if not recorded:
+        raise ClosedLoopError(
+            f"{path}: the expert succeeded in none of {options.episodes} episodes, and nothing was written; "
+            "try more, or other seeds"
+        )
     print(f"{path}: {recorded} of {options.episodes} episodes, {len(decisions.states)} decisions")
 
 

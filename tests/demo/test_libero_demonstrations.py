@@ -1,5 +1,6 @@
 """What the LIBERO policy learns from, recorded in a simulator that is a number: no LIBERO is needed."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from demo.decisions import HORIZON, Decisions, disturbances
 from demo.lessons import read_demonstrations
 from demo.libero_demonstrations import CAMERAS, DISTURBANCE, SUITE, main, record_episode
 from pi05_runtime.errors import ParamsError
+from validate.closed_loop.records import ClosedLoopError
 from validate.closed_loop.simulators import Observation, Outcome
 from validate.closed_loop.suites import SUITES
 
@@ -88,3 +90,34 @@ def test_demonstrations_of_two_robots_are_no_lesson(tmp_path: Path):
     other.save(tmp_path / "reach.npz", "metaworld", ("corner2", "gripperPOV"), "reach")
     with pytest.raises(ParamsError, match=r"wrist_image.*corner2"):
         read_demonstrations(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no"])
+def test_what_is_no_recording_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]):
+    record(tmp_path)
+    (file,) = tmp_path.glob("*")
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(ParamsError, match=rf"{file.name}.*record it again"):
+        read_demonstrations(tmp_path)
+
+
+def test_a_recording_of_before_there_were_suites(tmp_path: Path):
+    np.savez(tmp_path / "push-v3.npz", prompt=np.array("push"), episodes=np.zeros(1, np.int32))
+    with pytest.raises(ParamsError, match=r"push-v3\.npz.*suite.*record it again"):
+        read_demonstrations(tmp_path)
+
+
+def test_an_expert_that_never_succeeds_leaves_nothing(tmp_path: Path):
+    with pytest.raises(ClosedLoopError, match="none of 1 episodes"):
+        main(str(tmp_path), "--first", "11", "--episodes", "1", "--simulator", "python")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        record(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
@@ -21,6 +21,7 @@ from pi05_runtime.serve.keys import Keys
 from pi05_runtime.serve.server import PolicyServer
 from pi05_runtime.serve.wire import pack, unpack
 
+T = TypeVar("T")
 OPENPI_CLIENT = "openpi-client==0.1.2"
 NEEDS = (
     "msgpack",
@@ -115,17 +116,22 @@ class StandIn:
         return PolicyServer(self, Keys(self.manifest.interface, maps), deadline_ms)  # type: ignore[arg-type]
 
 
-@contextmanager
-def in_a_thread(server: PolicyServer) -> Generator[int]:
+def in_a_thread(server: PolicyServer) -> AbstractContextManager[int]:
     """The port that it listens on."""
+    return held_in_a_thread(lambda: server.listening(HOST, 0))
+
+
+@contextmanager
+def held_in_a_thread(listening: Callable[[], AbstractAsyncContextManager[T]]) -> Generator[T]:
+    """What `listening` gives, in the loop of a thread of its own."""
     loop = asyncio.new_event_loop()
-    ports: list[int] = []
+    given: list[T] = []
     started = threading.Event()
     ended = asyncio.Event()
 
     async def listen() -> None:
-        async with server.listening(HOST, 0) as port:
-            ports.append(port)
+        async with listening() as one:
+            given.append(one)
             started.set()
             await ended.wait()
 
@@ -133,7 +139,7 @@ def in_a_thread(server: PolicyServer) -> Generator[int]:
     thread.start()
     try:
         assert started.wait(60)
-        yield ports[0]
+        yield given[0]
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join()

@@ -3,8 +3,6 @@
 None of the code is shared with `pi05_runtime.serve`: what the two agree on is the protocol.
 """
 
-import asyncio
-import threading
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ import msgpack
 import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+
+from tests.runtime.serve.serving import held_in_a_thread
 
 Infer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -51,21 +51,5 @@ def openpi_server(infer: Infer, metadata: Mapping[str, Any] | None = None) -> Ge
             await connection.send(traceback.format_exc())
             await connection.close(1011, "Internal server error. Traceback included in previous frame.")
 
-    addresses: list[str] = []
-    started, ended, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
-
-    async def listen() -> None:
-        async with serve(robot, "127.0.0.1", 0, compression=None, max_size=None) as server:
-            addresses.append(f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}")
-            started.set()
-            await ended.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(listen(),))
-    thread.start()
-    try:
-        assert started.wait(60)
-        yield addresses[0]
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join()
-        loop.close()
+    with held_in_a_thread(lambda: serve(robot, "127.0.0.1", 0, compression=None, max_size=None)) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
