@@ -46,6 +46,7 @@ KERNELS = {
     "merge": "decode_attention",
     "norm": "norm",
     "patches": "embed",
+    "persistent": "persistent",
     "resize": "resize",
     "skinny": "skinny",
 }
@@ -114,6 +115,7 @@ class Chip:
         few = FEW_ROWS | many
         hot = {
             "matmul": many,
+            "persistent": many,
             "attention": many,
             "skinny": many if dict(wanted.constants).get("TURNED") else few,
             "decode_attention": few,
@@ -149,13 +151,14 @@ def _compile(chip: Chip, wanted: Specialization) -> Binary | Refused:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
     module = __import__(f"export.kernels.{KERNELS[wanted.kernel]}", fromlist=[wanted.kernel])
+    function = getattr(module, wanted.kernel)
     kinds = dict(wanted.signature)
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind[0] == "*"}
-    source = ASTSource(
-        getattr(module, wanted.kernel), signature=kinds, constexprs=dict(wanted.constants), attrs=aligned
-    )
+    form = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = form(function, signature=kinds, constexprs=dict(wanted.constants), attrs=aligned)
     try:
         compiled: Any = triton.compile(
             source,

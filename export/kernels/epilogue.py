@@ -6,6 +6,9 @@ All of it is fp32 until the one rounding at the end: to bf16, or to the FP8 code
 import triton
 import triton.language as tl
 
+PAIRED: tl.constexpr = tl.constexpr(8)
+"""Columns of gate that come together, and then as many of up: a thread holds those that belong together."""
+
 
 @triton.jit
 def gelu(x):
@@ -68,12 +71,15 @@ def store_linear(
 
 @triton.jit
 def store_geglu(acc, rows, first, M, N: tl.constexpr, out, inverse_scale):
-    """out [M, N / 2] = gelu(gate) * up, of columns gate 0, up 0, gate 1, up 1, ... first: the tile's own."""
+    """out [M, N / 2] = gelu(gate) * up, of PAIRED columns of gate, as many of up, and so on. first: the
+    tile's own."""
     half: tl.constexpr = acc.shape[1] // 2
-    gate, up = acc.reshape(acc.shape[0], half, 2).split()
-    pairs = first // 2 + tl.arange(0, half)
-    mask = (rows < M)[:, None] & (pairs < N // 2)[None, :]
-    places = rows[:, None] * (N // 2) + pairs[None, :]
+    pairs = acc.reshape(acc.shape[0], half // PAIRED, 2, PAIRED)
+    gate, up = pairs.trans(0, 1, 3, 2).split()
+    gate, up = gate.reshape(acc.shape[0], half), up.reshape(acc.shape[0], half)
+    cols = first // 2 + tl.arange(0, half)
+    mask = (rows < M)[:, None] & (cols < N // 2)[None, :]
+    places = rows[:, None] * (N // 2) + cols[None, :]
     tl.store(out + places, rounded(gelu(gate) * up, out, inverse_scale), mask)
 
 

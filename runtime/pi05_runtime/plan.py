@@ -19,6 +19,8 @@ METADATA = "plan"
 """Key of the plan in the file's metadata."""
 ALIGNMENT = 256
 """Of every weight's place in the block, and of every tensor's in the arena: bytes."""
+TILE_WIDTH = 128
+"""Of a tile that the memory engine fetches: bytes."""
 _HEADER = struct.Struct("<Q")
 _MOST_HEADER = 100 << 20
 
@@ -65,11 +67,25 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int
 
 
-class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to compute a launch. kernel: index into the plan's kernels."""
+class Tiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A matrix that the chip's memory engine fetches by tiles, with zeros beyond its end. argument: index of
+    the weight or scratch that it is, of `rows` x `columns` elements of `itemsize` bytes. height: rows of a
+    tile, whose columns are TILE_WIDTH."""
+
+    argument: int
+    rows: int
+    columns: int
+    itemsize: int
+    height: int
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One way to compute a launch. kernel: index into the plan's kernels. tiled: what it gets before the
+    launch's own arguments."""
 
     kernel: int
     grid: tuple[int, int, int]
+    tiled: tuple[Tiled, ...] = ()
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,7 +190,24 @@ def _contradiction(file: PlanFile) -> str | None:
                         return f"{launch.name}: scratch of {size} bytes at {offset} outside the arena"
                     case _:
                         pass
+            for tiled in (t for v in launch.variants for t in v.tiled):
+                if not _fits(tiled, launch, places):
+                    return f"{launch.name}: tiles of argument {tiled.argument}, which has no such matrix"
     return None
+
+
+def _fits(tiled: Tiled, launch: Launch, places: dict[str, tuple[int, int]]) -> bool:
+    """Whether a launch's argument holds the matrix."""
+    if not 0 <= tiled.argument < len(launch.arguments):
+        return False
+    match launch.arguments[tiled.argument]:
+        case Weight(name):
+            size = places[name][1]
+        case Scratch(_, size):
+            pass
+        case _:
+            return False
+    return 0 < tiled.rows * tiled.columns * tiled.itemsize <= size
 
 
 def _damaged(path: Path, found: str) -> EngineError:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from export.engine.plan.source import interleave_halves, interleave_pair
 from export.engine.plan.tiles import skinny_tiles, tiles
+from export.kernels.epilogue import PAIRED
 from export.kernels.skinny import skinny
 from tests.kernels.operands import FP8, bf16, codes, fp32, near, rope_tables, rotate
 
@@ -18,7 +19,8 @@ def run(a, w, out, choices=(), **given):
     constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear"}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     scales = {"scale": 1.0, "inverse_scale": 1.0}
-    choices = choices or list(skinny_tiles(n, k, constants["D"]))
+    least = 2 * PAIRED.value if constants["EPILOGUE"] == "geglu" else 1
+    choices = choices or list(skinny_tiles(n, k, constants["D"], least))
     assert choices
     for one in choices:
         grid = (-(-n // one["BN"]), -(-rows // one["BM"]))

@@ -29,7 +29,7 @@ def chosen(
         (shaped,) = read_plan(bundle / engines[network].file).plan.shaped
         for call, launch in zip(described, shaped.launches, strict=True):
             if len(launch.variants) > 1:
-                usable = [s for s, _ in call.variants if isinstance(kernels[s], Binary)]
+                usable = [v.wanted for v in call.variants if isinstance(kernels[v.wanted], Binary)]
                 best = usable[tuned.choices[network][launch.group]]
                 tile = shape(dict(best.constants))
                 found[call.kind, call.rows] = Entry(call.kind, call.rows, tile, best.warps, best.stages)

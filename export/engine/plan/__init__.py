@@ -34,7 +34,7 @@ from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Staging, V
 from pi05_runtime.targets import find_target
 from pi05_runtime.verify import hash_file
 
-PRODUCTS = ("matmul", "skinny")
+PRODUCTS = ("matmul", "persistent", "skinny")
 """Kernels that multiply by a layer's weight, their argument `w`."""
 
 
@@ -91,7 +91,7 @@ def kernels_of(component: str, described: Sequence[Described]) -> list[Specializ
     """All that a component may need compiled, each once."""
     calls = [call for one in described for call in one.builder.calls]
     staging = [stage_frames()] if component == "vision" else []
-    return list(dict.fromkeys([*(s for call in calls for s, _ in call.variants), *staging]))
+    return list(dict.fromkeys([*(v.wanted for call in calls for v in call.variants), *staging]))
 
 
 def stage_frames() -> Specialization:
@@ -147,9 +147,10 @@ def write(
 def _variants(
     call: Call, places: Mapping[Specialization, int], compiled: Mapping[Specialization, Binary | Refused]
 ) -> tuple[Variant, ...]:
-    found = tuple(Variant(places[wanted], grid) for wanted, grid in call.variants if wanted in places)
+    good = [v for v in call.variants if v.wanted in places]
+    found = tuple(Variant(places[v.wanted], v.grid, v.tiled) for v in good)
     if not found:
-        reasons = [r.reason for w, _ in call.variants if isinstance(r := compiled[w], Refused)]
+        reasons = [r.reason for v in call.variants if isinstance(r := compiled[v.wanted], Refused)]
         raise EngineError(
             f"{call.name}: no variant of {len(reasons)} is good on this chip: {'; '.join(reasons)}; add "
             "tiles to export/engine/plan/tiles.py"
@@ -159,11 +160,11 @@ def _variants(
 
 def _precision(call: Call) -> str | None:
     """What a launch multiplies a layer's weight in, None for one that does not."""
-    wanted, _ = call.variants[0]
+    wanted = call.variants[0].wanted
     if wanted.kernel not in PRODUCTS:
         return None
     kinds = dict(wanted.signature)
-    if wanted.kernel == "matmul" and kinds["out"] == "*fp32":
+    if wanted.kernel != "skinny" and kinds["out"] == "*fp32":
         # Its weights are thirds (products.py), whose sums alone stay so: fp32 but for its last 8 bits.
         return "fp32"
     return {"*fp8e4nv": "fp8", "*bf16": "bf16", "*fp32": "fp32"}[kinds["w"]]

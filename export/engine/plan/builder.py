@@ -16,7 +16,8 @@ from export.engine.plan.arena import Life, place
 from export.engine.plan.measured import best_first, kind
 from export.engine.plan.tiles import Tiles
 from export.kernels.compile import Chip, Specialization
-from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Weight
+from export.kernels.persistent import tile_type
+from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Tiled, Weight
 
 TYPES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv", torch.float32: "fp32", torch.int32: "i32"}
 """Of elements, as Triton writes them."""
@@ -56,13 +57,33 @@ Operand = Value | int | float | None
 
 
 @dataclass(frozen=True)
+class Way:
+    """A kernel for a launch, a Triton function, and how it may be cut. tiled: its first arguments, if it gets
+    operands [rows, K] by tiles -> (which, what its rows are, what a tile's are: if 0, there is none)."""
+
+    kernel: Any
+    tiles: Sequence[Tiles]
+    grid: Callable[[Tiles], tuple[int, ...]]
+    tiled: Mapping[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant to be, if its binary is good."""
+
+    wanted: Specialization
+    grid: tuple[int, int, int]
+    tiled: tuple[Tiled, ...]
+
+
+@dataclass(frozen=True)
 class Call:
-    """A launch to be. kind, rows: as measured.py has them. variants: (binary, grid)."""
+    """A launch to be. kind, rows: as measured.py has them."""
 
     name: str
     kind: str
     rows: int
-    variants: tuple[tuple[Specialization, tuple[int, int, int]], ...]
+    variants: tuple[Candidate, ...]
     operands: tuple[Value | int | float, ...]
 
 
@@ -98,23 +119,19 @@ class Builder:
         constants: Mapping[str, int | str],
         tiles: Sequence[Tiles],
         grid: Callable[[Tiles], tuple[int, ...]],
+        *others: Way,
     ) -> None:
-        """kernel: a Triton function. operands: its arguments but for the constants; what is None is compiled
-        away."""
+        """operands: the kernel's arguments but for the constants; what is None is compiled away. others: with
+        the same arguments behind those by tiles."""
         given = {n: v for n, v in operands.items() if v is not None}
-        signature = tuple((n, _type(given[n]) if n in given else "constexpr") for n in kernel.arg_names)
-        variants: list[tuple[Specialization, tuple[int, int, int]]] = []
-        first = next(t for _, t in signature if t[0] == "*")
+        ordered = {n: given[n] for n in kernel.arg_names if n in given}
+        ways = {t: way for way in (Way(kernel, tiles, grid), *others) for t in way.tiles}
+        first = next(v for v in ordered.values() if isinstance(v, Value))
         rows = next((v for n, v in given.items() if n in ("M", "ROWS") and isinstance(v, int)), 0)
-        launch = kind(kernel.fn.__name__, first[1:], constants)
-        for choice in best_first(self.chip.number, launch, rows, tiles):
-            fixed = {**constants, **dict(choice.constants)}
-            values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
-            binary = Specialization(kernel.fn.__name__, signature, values, choice.warps, choice.stages)
-            x, y, z = (*grid(choice), 1, 1)[:3]
-            variants.append((binary, (x, y, z)))
-        operand = tuple(given[n] for n, kind in signature if kind != "constexpr")
-        self.calls.append(Call(name, launch, rows, tuple(variants), operand))
+        launch = kind(kernel.fn.__name__, TYPES[first.dtype], constants)
+        choices = best_first(self.chip.number, launch, rows, tuple(ways))
+        variants = tuple(_candidate(ways[choice], choice, ordered, constants) for choice in choices)
+        self.calls.append(Call(name, launch, rows, variants, tuple(ordered.values())))
 
     def arguments(self) -> tuple[list[tuple[Argument, ...]], int]:
         """(arguments of every call, bytes of the arena)."""
@@ -130,6 +147,26 @@ class Builder:
             index: Scratch(offset, lives[index].size) for index, offset in zip(order, offsets, strict=True)
         }
         return [tuple(_argument(o, places) for o in call.operands) for call in self.calls], size
+
+
+def _candidate(
+    way: Way, choice: Tiles, given: Mapping[str, Value | int | float], constants: Mapping[str, int | str]
+) -> Candidate:
+    fixed = {**constants, **dict(choice.constants)}
+    sizes = {n: v for n, v in {**given, **fixed}.items() if isinstance(v, int)}
+    kinds = {n: _type(v) for n, v in given.items()}
+    tiled: list[Tiled] = []
+    for name, (operand, rows, height) in way.tiled.items():
+        value = given[operand]
+        if sizes[height] and isinstance(value, Value):
+            kinds[name] = tile_type(TYPES[value.dtype], sizes[height], value.dtype.itemsize)
+            index = list(given).index(operand)
+            tiled.append(Tiled(index, sizes[rows], sizes["K"], value.dtype.itemsize, sizes[height]))
+    signature = tuple((n, kinds.get(n, "constexpr")) for n in way.kernel.arg_names)
+    values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
+    wanted = Specialization(way.kernel.fn.__name__, signature, values, choice.warps, choice.stages)
+    x, y, z = (*way.grid(choice), 1, 1)[:3]
+    return Candidate(wanted, (x, y, z), tuple(tiled))
 
 
 def _argument(operand: Value | int | float, places: Mapping[int, Scratch]) -> Argument:

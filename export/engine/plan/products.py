@@ -7,11 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.engine.plan.builder import Builder, Operand, Result, Value
+from export.engine.plan.builder import Builder, Operand, Result, Value, Way
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
-from export.engine.plan.tiles import best_splits, matmul_tiles, skinny_tiles
+from export.engine.plan.tiles import best_splits, matmul_tiles, persistent_tiles, skinny_tiles
 from export.kernels import matmul as matmul_kernels
+from export.kernels import persistent as persistent_kernels
 from export.kernels import skinny as skinny_kernels
+from export.kernels.epilogue import PAIRED
+
+PERSISTENT = 90
+"""The chip whose instructions kernels/persistent.py is written in."""
 
 
 def ceil(n: int, by: int) -> int:
@@ -107,6 +112,22 @@ def _matmul(
     constants: dict[str, int | str],
 ) -> None:
     (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
+    persistent: list[Way] = []
+    if b.chip.number == PERSISTENT and constants["EPILOGUE"] != "rope":
+        persistent.append(
+            Way(
+                persistent_kernels.persistent,
+                tuple(persistent_tiles(rows, n, k, layer.fp8)),
+                lambda t: (
+                    min(splits * (n // t["BN"]) * ceil(rows, t["BM"] + t["REST"]), b.chip.processors),
+                ),
+                {
+                    "w_tiles": ("w", "N", "BN"),
+                    "a_tiles": ("a", "M", "BM"),
+                    "rest_tiles": ("a", "M", "REST"),
+                },
+            )
+        )
     b.launch(
         name,
         matmul_kernels.matmul,
@@ -114,6 +135,7 @@ def _matmul(
         constants,
         tuple(matmul_tiles(rows, n, k, layer.fp8, divides)),
         lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]), splits),
+        *persistent,
     )
 
 
@@ -151,7 +173,7 @@ def skinny(
         }
         | _destinations(heads),
         _constants(layer, epilogue, heads),
-        tuple(skinny_tiles(n, k, heads.dim if heads else 0)),
+        tuple(skinny_tiles(n, k, heads.dim if heads else 0, 2 * PAIRED.value if epilogue == "geglu" else 1)),
         lambda t: (ceil(n, t["BN"]), ceil(rows, t["BM"])),
     )
 

@@ -60,7 +60,7 @@ def tabulate(
             constants={name: value for name, value in wanted.constants if value is not None},
             warps=wanted.warps,
             stages=wanted.stages,
-            launches=sum(wanted == variant for call in calls for variant, _ in call.variants),
+            launches=sum(wanted == v.wanted for call in calls for v in call.variants),
         )
         match binary:
             case Refused(reason):

@@ -13,6 +13,7 @@ from onnx import TensorProto, external_data_helper
 from torch import Tensor
 
 from export.artifacts import quantized_folder
+from export.kernels.epilogue import PAIRED
 from pi05_runtime.errors import EngineError
 
 DTYPES: dict[int, torch.dtype] = {
@@ -91,8 +92,8 @@ def interleave_halves(weight: Tensor, heads: int, head_dim: int) -> Tensor:
 
 
 def interleave_pair(weight: Tensor) -> Tensor:
-    """Of a [2 * n, in] matrix, output 0, n, 1, n + 1, ..."""
-    return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+    """Of a [2 * n, in] matrix, PAIRED of the first n outputs, as many of the others, and so on."""
+    return weight.unflatten(0, (2, -1, PAIRED.value)).transpose(0, 1).flatten(0, 2)
 
 
 def _bytes(tensor: TensorProto, folder: Path) -> bytes:

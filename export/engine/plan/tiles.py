@@ -19,6 +19,8 @@ KEYS = 64
 """Cached or own ones that a program of the chunk's attention takes."""
 TALL = 64
 """Rows of weights that a full-rate tensor-core instruction takes as its first operand."""
+_SHARED = 216 << 10
+"""Shared memory of a block for what it is to multiply, on the chip that has persistent ones."""
 _OVERHEAD, _TRAFFIC = 8, 1 << 21
 """What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
 128 x 128 over DEPTH."""
@@ -94,14 +96,29 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1], AHEAD=ahead)
 
 
-def skinny_tiles(n: int, k: int, divides: int) -> Iterator[Tiles]:
-    """Few rows, 16 a program: columns, and slices of what is summed over, one a warp. divides: as above.
-    Where programs with TALL columns and all of K are still enough, weights may be the tall operand too."""
+def persistent_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
+    """Many rows, where one block a multiprocessor takes many tiles. Of the rows that a tile may have beyond a
+    power of two, those that leave fewer tiles; and as many stages as there is shared memory for."""
+    depth = DEPTH if fp8 else DEPTH // 2
+    if n % 128 or k % depth:
+        return
+    for height in (256, 128):
+        fewest = rows + 1
+        for rest in (0, 16, 32, 64):
+            if (tall := -(-rows // (height + rest))) < fewest:
+                fewest, stages = tall, _SHARED // ((128 + height + rest) * DEPTH)
+                yield tiles(8, stages, BM=height, REST=rest, BN=128, BK=depth, STAGES=stages)
+
+
+def skinny_tiles(n: int, k: int, divides: int, least: int = 1) -> Iterator[Tiles]:
+    """Few rows, 16 a program: columns, `least` or more, and slices of what is summed over, one a warp.
+    divides: as above. Where programs with TALL columns and all of K are still enough, weights may be the tall
+    operand too."""
     if n % TALL == 0 and n // TALL >= TALL and k == power_of_two(k):
         for warps in (8, 4):
             yield tiles(warps, 2, BM=16, BN=TALL, SLICES=1, WIDTH=k, TURNED=1)
     for columns, slices in ((16, 4), (32, 4), (16, 2), (32, 2), (16, 8), (32, 8), (8, 8)):
-        if k % slices or (k // slices) % 16 or columns > n or (divides and divides % columns):
+        if k % slices or (k // slices) % 16 or not least <= columns <= n or (divides and divides % columns):
             continue
         width = max(32, power_of_two(k // slices))
         yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width, TURNED=0)

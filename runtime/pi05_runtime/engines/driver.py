@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pi05_runtime.errors import EngineError, TargetError
+from pi05_runtime.plan import TILE_WIDTH, Tiled
 
 Bytes = npt.NDArray[np.uint8]
 Grid = tuple[int, int, int]
-Arguments = tuple[tuple[int | float, ...], tuple[Any, ...]]
+Arguments = tuple[tuple[Any, ...], tuple[Any, ...]]
+_TILED = {1: "UINT8", 2: "BFLOAT16"}
+"""Bytes of an element -> the driver's name of such."""
 ADVICE = "close other programs on this GPU, then run `pi05 selftest` on this bundle"
 
 
@@ -87,7 +90,11 @@ class Device(Protocol):
         self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
     ) -> None:
         """Enqueues one kernel, whose blocks may come before the kernel before it has ended: it waits for that
-        one itself. arguments: values, and their ctypes."""
+        one itself. arguments: values, and their ctypes, None for what `describe_tiles` gave."""
+        ...
+
+    def describe_tiles(self, address: int, tiled: Tiled) -> Any:
+        """What a kernel needs to fetch tiles of a matrix that is at `address`."""
         ...
 
     def close(self) -> None:
@@ -190,6 +197,24 @@ class CudaDevice:
         config.sharedMemBytes, config.hStream = shared, stream
         config.attrs, config.numAttrs = [self._overlap], 1
         self._call("cuLaunchKernelEx", config, kernel, arguments, 0)
+
+    def describe_tiles(self, address: int, tiled: Tiled) -> Any:
+        cuda, pitch = self._cuda, tiled.columns * tiled.itemsize
+        kinds, dtype = cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_TILED[tiled.itemsize]}"
+        return self._call(
+            "cuTensorMapEncodeTiled",
+            getattr(kinds, dtype),
+            2,
+            address,
+            [cuda.cuuint64_t(n) for n in (tiled.columns, tiled.rows)],
+            [cuda.cuuint64_t(pitch)],
+            [cuda.cuuint32_t(n) for n in (TILE_WIDTH // tiled.itemsize, tiled.height)],
+            [cuda.cuuint32_t(1), cuda.cuuint32_t(1)],
+            cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
 
     def close(self) -> None:
         self._call("cuDevicePrimaryCtxRelease", self._ordinal)

@@ -19,6 +19,7 @@ from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.interface import Convention
 from pi05_runtime.plan import (
+    Argument,
     Float,
     Int,
     Launch,
@@ -92,8 +93,7 @@ class PlanProgram:
     def bind_variants(self, network: str, shaped: Shaped, chosen: Mapping[str, int]) -> "PlanLaunch":
         """The network with these variants of groups of launches, and the first of all others."""
         loaded = self._plans[network]
-        steps = [_Step(loaded, la, chosen.get(la.group, 0), self._arena) for la in shaped.launches]
-        return PlanLaunch(self._device, steps)
+        return self._bind(loaded, [(la, chosen.get(la.group, 0)) for la in shaped.launches])
 
     def shaped(self, network: str) -> tuple[Shaped, ...]:
         """The network's launches, at each set of shapes."""
@@ -101,8 +101,11 @@ class PlanProgram:
 
     def bind_launches(self, network: str, launches: Sequence[Launch], variant: int) -> "PlanLaunch":
         """Some launches of a network alone, all in one variant: for a measurement."""
-        loaded = self._plans[network]
-        return PlanLaunch(self._device, [_Step(loaded, la, variant, self._arena) for la in launches])
+        return self._bind(self._plans[network], [(la, variant) for la in launches])
+
+    def _bind(self, loaded: "_Loaded", chosen: Sequence[tuple[Launch, int]]) -> "PlanLaunch":
+        steps = [_Step(self._device, loaded, la, choice, self._arena) for la, choice in chosen]
+        return PlanLaunch(self._device, steps)
 
     def close(self) -> None:
         self._plans.clear()
@@ -157,7 +160,7 @@ class PlanStager:
 class _Step:
     """One launch, as the driver takes it."""
 
-    def __init__(self, loaded: "_Loaded", launch: Launch, choice: int, arena: int) -> None:
+    def __init__(self, device: Device, loaded: "_Loaded", launch: Launch, choice: int, arena: int) -> None:
         """Errors: EngineError for a choice that the launch does not have."""
         if not 0 <= choice < len(launch.variants):
             raise EngineError(
@@ -168,18 +171,22 @@ class _Step:
         kernel = loaded.plan.kernels[variant.kernel]
         self.kernel, self.grid = loaded.kernels[variant.kernel], variant.grid
         self.threads, self.shared = kernel.threads, kernel.shared
-        self.values: list[int | float] = []
+        self.values: list[Any] = []
         self.ports: list[tuple[int, Port]] = []
         types: list[Any] = []
-        for index, argument in enumerate(launch.arguments):
+        fixed = [loaded.locate(argument, arena) for argument in launch.arguments]
+        for tiled in variant.tiled:
+            # Behind each, Triton passes the matrix's shape and strides.
+            self.values += [device.describe_tiles(fixed[tiled.argument], tiled)]
+            self.values += [tiled.rows, tiled.columns, tiled.columns, 1]
+            types += [None, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
+        for argument, address in zip(launch.arguments, fixed, strict=True):
             match argument:
                 case Port():
-                    self.ports.append((index, argument))
-                    value, kind = 0, ctypes.c_void_p
-                case Weight(name):
-                    value, kind = loaded.address + loaded.places[name][0], ctypes.c_void_p
-                case Scratch(offset):
-                    value, kind = arena + offset, ctypes.c_void_p
+                    self.ports.append((len(types), argument))
+                    value, kind = address, ctypes.c_void_p
+                case Weight() | Scratch():
+                    value, kind = address, ctypes.c_void_p
                 case Int(number):
                     value, kind = number, ctypes.c_int32
                 case Float(number):
@@ -210,6 +217,16 @@ class _Loaded:
                 held.callback(device.unload_module, modules[kernel.image])
             self.kernels.append(device.find_kernel(modules[kernel.image], kernel.entry, kernel.shared))
         device.synchronize(stream)
+
+    def locate(self, argument: Argument, arena: int) -> int:
+        """The address of what is always at the same place, 0 for all else."""
+        match argument:
+            case Weight(name):
+                return self.address + self.places[name][0]
+            case Scratch(offset):
+                return arena + offset
+            case _:
+                return 0
 
 
 def _check(file: PlanFile, network: str, signature: Signature) -> None:
