@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from export.engine.plan import measured
 from export.engine.plan.arena import Life, place
 from export.engine.plan.measured import Entry, Table
-from export.engine.plan.tiles import best_splits, matmul_tiles, tiles
+from export.engine.plan.tiles import best_splits, matmul_tiles, persistent_splits, tiles
 from export.kernels.compile import KERNELS, Binary, Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
@@ -120,6 +120,8 @@ def test_no_part_of_a_sum_is_empty_and_no_row_is_left_out(rows: int, n: int, ste
     for t in matmul_tiles(rows, n, k, fp8, 0):
         rest = rows - (-(-rows // t["BM"]) - 1) * t["BM"]
         assert rest <= t["LAST"] <= t["BM"] and k % t["BK"] == 0
+    splits = persistent_splits(132, rows, n, k, fp8)
+    assert 1 <= splits <= steps and -(-steps // splits) * (splits - 1) < steps
 
 
 def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

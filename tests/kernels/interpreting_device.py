@@ -9,17 +9,20 @@ import numpy as np
 import torch
 
 from export.engine.plan.builder import TYPES
-from export.kernels.compile import KERNELS, Binary, Specialization
+from export.kernels.compile import KERNELS, Binary, Refused, Specialization
 from pi05_runtime.engines.driver import Bytes
 from tests.runtime.host_device import HostDevice
 
 ELEMENTS = {kind: dtype for dtype, kind in TYPES.items()} | {"u8": torch.uint8}
 
 
-def stand_ins(wanted: Sequence[Specialization]) -> dict[Specialization, Binary]:
-    """In place of machine code, the number of what is to be interpreted."""
+def stand_ins(wanted: Sequence[Specialization]) -> dict[Specialization, Binary | Refused]:
+    """In place of machine code, the number of what is to be interpreted, which Gluon's kernel cannot be."""
     return {
-        s: Binary(str(i).encode(), s.kernel, 0, s.warps * 32, 1, 0, {}, True) for i, s in enumerate(wanted)
+        s: Refused("not interpreted")
+        if s.kernel == "persistent"
+        else Binary(str(i).encode(), s.kernel, 0, s.warps * 32, 1, 0, {}, True)
+        for i, s in enumerate(wanted)
     }
 
 

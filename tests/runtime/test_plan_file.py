@@ -25,6 +25,7 @@ from pi05_runtime.plan import (
     Port,
     Scratch,
     Shaped,
+    Tiled,
     Variant,
     Weight,
     read_plan,
@@ -63,6 +64,9 @@ class LaunchingDevice(HostDevice):
     def launch_kernel(self, *launch: Any) -> None:
         self.launched.append(launch)
 
+    def describe_tiles(self, address: int, tiled: Tiled) -> Any:
+        return address, tiled
+
 
 @pytest.fixture(autouse=True)
 def chip(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +96,19 @@ def test_arguments_are_addresses_and_numbers(tmp_path: Path) -> None:
     )
     program.close()
     assert device.leaks == 0
+
+
+def test_a_matrix_by_tiles_comes_before_the_arguments(tmp_path: Path) -> None:
+    device, tiled = LaunchingDevice(), Tiled(1, rows=2, columns=16, itemsize=2, height=8)
+    launch = replace(LAUNCH, variants=(Variant(0, (3, 2, 1), (tiled,)),))
+    plan = replace(PLAN, shaped=(replace(PLAN.shaped[0], launches=(launch,)),))
+    program = PlanProgram({"vision": save(tmp_path, plan)}, SIGNATURES, device)
+    program.bind("vision", SHAPES, 5)({name: 1 << 20 for name in PORTS}, stream=5)
+    [(*_, (values, types), _)] = device.launched
+    (address, described), *shape = values[:5]
+    assert described == tiled and shape == [2, 16, 16, 1] and types[:2] == (None, ctypes.c_int32)
+    assert (values[5], values[6]) == ((1 << 20) + 8, address) and len(values) == len(types) == 12
+    program.close()
 
 
 def test_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
@@ -167,6 +184,10 @@ def _with_header(header: dict[str, Any]) -> bytes:
         ({"arguments": (Scratch(-8, 8),)}, "outside the arena"),
         ({"variants": (Variant(1, (1, 1, 1)),)}, "no kernel of the plan"),
         ({"variants": ()}, "no kernel of the plan"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(5, 1, 1, 1, 8),)),)}, "tiles of argument 5"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(0, 1, 1, 1, 8),)),)}, "tiles of argument 0"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 2, 65, 2, 8),)),)}, "tiles of argument 1"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(2, 5, 13, 1, 8),)),)}, "tiles of argument 2"),
     ],
 )
 def test_contradictions(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from export.engine.plan.builder import Builder, Operand, Result, Value, Way
 from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
-from export.engine.plan.tiles import best_splits, matmul_tiles, persistent_tiles, skinny_tiles
+from export.engine.plan.tiles import (
+    best_splits,
+    matmul_tiles,
+    persistent_splits,
+    persistent_tiles,
+    skinny_tiles,
+)
 from export.kernels import matmul as matmul_kernels
 from export.kernels import persistent as persistent_kernels
 from export.kernels import skinny as skinny_kernels
@@ -95,7 +101,8 @@ def added(
     source's own."""
     layer = layer or source.linear(name)
     n, k = layer.weight.shape
-    splits = best_splits(b.chip.processors, rows, n, k, layer.fp8)
+    choose = persistent_splits if _persists(b, rows, layer) else best_splits
+    splits = choose(b.chip.processors, rows, n, k, layer.fp8)
     parts = Parts(b.result(sums, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
     operands = _operands(b, source, name, layer, x, rows, "parts", None)
     operands |= {"out": parts.sums, "length": length, "inverse_scale": 1.0}
@@ -112,22 +119,12 @@ def _matmul(
     constants: dict[str, int | str],
 ) -> None:
     (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
-    persistent: list[Way] = []
-    if b.chip.number == PERSISTENT and constants["EPILOGUE"] != "rope":
-        persistent.append(
-            Way(
-                persistent_kernels.persistent,
-                tuple(persistent_tiles(rows, n, k, layer.fp8)),
-                lambda t: (
-                    min(splits * (n // t["BN"]) * ceil(rows, t["BM"] + t["REST"]), b.chip.processors),
-                ),
-                {
-                    "w_tiles": ("w", "N", "BN"),
-                    "a_tiles": ("a", "M", "BM"),
-                    "rest_tiles": ("a", "M", "REST"),
-                },
-            )
-        )
+    persistent = Way(
+        persistent_kernels.persistent,
+        tuple(persistent_tiles(rows, n, k, layer.fp8)),
+        lambda t: (min(splits * (n // t["BN"]) * ceil(rows, t["BM"] + t["REST"]), b.chip.processors),),
+        {"w_tiles": ("w", "N", "BN"), "a_tiles": ("a", "M", "BM"), "rest_tiles": ("a", "M", "REST")},
+    )
     b.launch(
         name,
         matmul_kernels.matmul,
@@ -135,8 +132,14 @@ def _matmul(
         constants,
         tuple(matmul_tiles(rows, n, k, layer.fp8, divides)),
         lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]), splits),
-        *persistent,
+        *([persistent] if _persists(b, rows, layer) and constants["EPILOGUE"] != "rope" else []),
     )
+
+
+def _persists(b: Builder, rows: int, layer: Linear) -> bool:
+    """Whether kernels/persistent.py has tiles for a product."""
+    n, k = layer.weight.shape
+    return b.chip.number == PERSISTENT and any(persistent_tiles(rows, n, k, layer.fp8))
 
 
 def skinny(

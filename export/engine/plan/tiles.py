@@ -21,9 +21,9 @@ TALL = 64
 """Rows of weights that a full-rate tensor-core instruction takes as its first operand."""
 _SHARED = 216 << 10
 """Shared memory of a block for what it is to multiply, on the chip that has persistent ones."""
-_OVERHEAD, _TRAFFIC = 8, 1 << 21
-"""What a block costs beside its products, and how many bytes of a result cost as much as one, in products of
-128 x 128 over DEPTH."""
+_OVERHEAD, _TRAFFIC, _FETCHING = 8, 1 << 21, 0.25
+"""What a block costs beside its products, how many bytes of a result cost as much as one, and what fetching
+128 rows over DEPTH does, in products of 128 x 128 over DEPTH."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ def best_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
             heapq.heapreplace(ends, ends[0] + -(-steps // splits) * area + _OVERHEAD)
         return max(ends) + splits * rows * n * 4 / _TRAFFIC
 
-    # The last part must have something left.
-    return min((s for s in range(1, 9) if -(-steps // s) * (s - 1) < steps), key=time)
+    return min(_possible_splits(steps), key=time)
+
+
+def _possible_splits(steps: int) -> Iterator[int]:
+    """The last part must have something left."""
+    return (s for s in range(1, 9) if -(-steps // s) * (s - 1) < steps)
 
 
 def _depth(k: int, fp8: bool) -> int:
@@ -108,6 +112,22 @@ def persistent_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
             if (tall := -(-rows // (height + rest))) < fewest:
                 fewest, stages = tall, _SHARED // ((128 + height + rest) * DEPTH)
                 yield tiles(8, stages, BM=height, REST=rest, BN=128, BK=depth, STAGES=stages)
+
+
+def persistent_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
+    """As `best_splits`, where persistent blocks have tiles for the product: what they fetch counts too."""
+
+    def time(t: Tiles, splits: int) -> float:
+        height, rest = t["BM"], t["REST"]
+        # Fewer rows than 32 cost an instruction as much as these.
+        area = (height + (max(rest, 32) if rest else 0)) / 128
+        step = area + (128 + height + rest) / 128 * _FETCHING
+        turns = -(-splits * (n // 128) * -(-rows // (height + rest)) // processors)
+        block = -(-(k // t["BK"]) // splits) * step + 1.5 * area + _OVERHEAD / 2
+        return turns * block + splits * rows * n * 4 / _TRAFFIC
+
+    choices = list(persistent_tiles(rows, n, k, fp8))
+    return min(_possible_splits(k // choices[0]["BK"]), key=lambda s: min(time(t, s) for t in choices))
 
 
 def skinny_tiles(n: int, k: int, divides: int, least: int = 1) -> Iterator[Tiles]:
