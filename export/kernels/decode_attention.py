@@ -2,51 +2,60 @@
 
 A head's few queries would leave most of the chip idle, so each program takes one tile of a head's keys, and a
 second launch merges what they have found: that takes less time than for the last program of a head to find
-out that it is the last.
+out that it is the last. The memory has little to do meanwhile: programs may ask the L2 cache for weights of a
+launch to come.
 """
 
 import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
-from export.kernels.order import after_previous, ask_ahead
-
-LINE: tl.constexpr = tl.constexpr(64)
-"""Of the L2 cache, in elements."""
+from export.kernels.order import admit_next, after_previous, ask_for
 
 
 @triton.jit
 def decode_attention(
-    q, keys, values, own_keys, own_values, length, parts, peaks, totals, M, scale,
+    q, keys, values, own_keys, own_values, length, parts, peaks, totals, soon, M, scale,
     HEADS: tl.constexpr, D: tl.constexpr, CACHED: tl.constexpr, SPLITS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SOON: tl.constexpr,
 ):  # fmt: skip
     """q [M, HEADS, D], keys and values [P, D] of which the first `length` (int32 [1]) count, own ones [M, D].
 
     Tiles of BN: CACHED of the cache, then those of the chunk's own. scale: of the scores, times log2(e). What
-    a tile finds: parts bf16 [HEADS, SPLITS, M, D], peaks and totals fp32 [HEADS, SPLITS, M]. Grid: (HEADS,
-    SPLITS).
+    a tile finds: parts bf16 [HEADS, SPLITS, M, D], peaks and totals fp32 [HEADS, SPLITS, M]. SOON: bytes of
+    `soon` to be asked for. Grid: (HEADS, SPLITS).
     """
-    head, split = tl.program_id(0), tl.program_id(1)
-    rows, dims, here = tl.arange(0, BM), tl.arange(0, D), tl.arange(0, BN)
+    split = tl.program_id(1)
     if split < CACHED:
-        here += split * BN
-        tile_keys, tile_values, count = keys, values, tl.load(length)
+        # Another network wrote the cache, and the chunk was copied to the device since: that one has ended.
+        admit_next()
+        here, dims = split * BN + tl.arange(0, BN), tl.arange(0, D)
+        there = here < tl.load(length)
+        k = tl.load(keys + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+        v = tl.load(values + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+        if SOON:
+            ask_for(soon, SOON, split * HEADS + tl.program_id(0), CACHED * HEADS)
+        after_previous()
+        _attend(q, k, v, there, parts, peaks, totals, M, scale, HEADS, D, SPLITS, BM)
     else:
-        here += (split - CACHED) * BN
-        tile_keys, tile_values, count = own_keys, own_values, M
-    there, valid = here < count, rows < M
-    if split < CACHED:
-        # A tile's heads share its keys: each asks for some of them.
-        share: tl.constexpr = max(BN // triton.next_power_of_2(HEADS), 1)
-        mine = (split * BN + head * share + tl.arange(0, share)) % count
-        lines = mine[:, None] * D + tl.arange(0, max(D // LINE, 1))[None, :] * LINE
-        ask_ahead(keys + lines)
-        ask_ahead(values + lines)
-    after_previous()
-    k = tl.load(tile_keys + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+        here, dims = (split - CACHED) * BN + tl.arange(0, BN), tl.arange(0, D)
+        there = here < M
+        after_previous()
+        k = tl.load(own_keys + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+        v = tl.load(own_values + here[:, None] * D + dims[None, :], there[:, None], 0.0)
+        _attend(q, k, v, there, parts, peaks, totals, M, scale, HEADS, D, SPLITS, BM)
+
+
+@triton.jit
+def _attend(
+    q, k, v, there, parts, peaks, totals, M, scale,
+    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """What a tile of keys finds."""
+    head, split = tl.program_id(0), tl.program_id(1)
+    rows, dims = tl.arange(0, BM), tl.arange(0, D)
+    valid = rows < M
     x = tl.load(q + rows[:, None] * (HEADS * D) + head * D + dims[None, :], valid[:, None], 0.0)
-    v = tl.load(tile_values + here[:, None] * D + dims[None, :], there[:, None], 0.0)
     scores = tl.where(there[None, :], tl.dot(x, tl.trans(k)) * scale, float("-inf"))
     # A tile without a key has no peak; its part then weighs nothing.
     peak = tl.maximum(tl.max(scores, 1), -1e30)

@@ -10,6 +10,11 @@ before the previous one have ended too; the compiler refuses one that does not (
 import triton
 import triton.language as tl
 
+LINE: tl.constexpr = tl.constexpr(128)
+"""Of the L2 cache, in bytes."""
+ASKED: tl.constexpr = tl.constexpr(16384)
+"""What a program's threads ask for at a time, in bytes."""
+
 
 @triton.jit
 def ask_ahead(lines):
@@ -18,6 +23,22 @@ def ask_ahead(lines):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def ask_for(weights, BYTES: tl.constexpr, mine, PROGRAMS: tl.constexpr):
+    """Asks so for the first BYTES, a multiple of ASKED, of weights of a launch to come: for the share that
+    program `mine` of PROGRAMS has."""
+    size: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
+    lines = tl.arange(0, ASKED // LINE) * (LINE // size)
+    for piece in tl.range(mine, BYTES // ASKED, PROGRAMS):
+        ask_ahead(weights + piece * (ASKED // size) + lines)
+
+
+@triton.jit
+def admit_next():
+    """Lets the next launch's blocks come as soon as all of this one's have."""
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

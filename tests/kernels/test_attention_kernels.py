@@ -2,14 +2,17 @@
 
 import math
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from export.kernels.attention import attention
 from export.kernels.decode_attention import decode_attention, merge
-from tests.kernels.operands import bf16, near
+from export.kernels.order import ASKED, LINE
+from tests.kernels.operands import bf16, codes, near
 
 LOG2_E = math.log2(math.e)
 NAN = float("nan")
@@ -60,28 +63,29 @@ def test_a_chunk_over_the_cache_and_itself(horizon: int, length: int, tile: int)
     keys, values = torch.cat([k[:length], own_k]).float(), torch.cat([v[:length], own_v]).float()
     expected = F.scaled_dot_product_attention(q.float().transpose(0, 1), keys[None], values[None])
     decode_attention[(heads, splits)](
-        q, k, v, own_k, own_v, n, parts, peaks, totals, horizon, dim**-0.5 * LOG2_E,
-        heads, dim, cached, splits, height, tile,
+        q, k, v, own_k, own_v, n, parts, peaks, totals, None, horizon, dim**-0.5 * LOG2_E,
+        heads, dim, cached, splits, height, tile, 0,
     )  # fmt: skip
     width = 1 << (splits - 1).bit_length()
     merge[(horizon, heads)](parts, peaks, totals, out, horizon, 1.0, heads, dim, splits, width)
     near(out, expected.transpose(0, 1), tolerance=5e-3)
 
 
-@pytest.mark.parametrize("length", [1, 31, 100])
-def test_of_the_cache_what_counts_is_asked_for_and_nothing_else(length: int) -> None:
+@pytest.mark.parametrize("make", [bf16, codes])
+def test_weights_of_a_launch_to_come_are_asked_for_once(make: Callable[..., Tensor]) -> None:
     # On a GPU, kernels are not interpreted, and importing it would change that.
     interpreter = sys.modules.get("tests.kernels.interpreter") or pytest.skip("not interpreted")
-    horizon, heads, dim, prefix, tile, height = 5, 2, 128, 100, 32, 16
+    heads, dim, horizon, tile, prefix = 2, 16, 5, 32, 70
     cached = -(-prefix // tile)
     splits = cached + 1
     q, k, v = bf16(horizon, heads, dim), bf16(prefix, dim), bf16(prefix, dim)
     parts = torch.empty(heads, splits, horizon, dim).bfloat16()
     peaks, totals = torch.empty(2, heads, splits, horizon)
+    weights = make((heads * cached + 1) * ASKED.value // make(1, 1).itemsize, 1)
     interpreter.ASKED.clear()
     decode_attention[(heads, splits)](
-        q, k, v, bf16(horizon, dim), bf16(horizon, dim), torch.tensor([length], dtype=torch.int32),
-        parts, peaks, totals, horizon, 1.0, heads, dim, cached, splits, height, tile,
+        q, k, v, bf16(horizon, dim), bf16(horizon, dim), torch.tensor([prefix], dtype=torch.int32),
+        parts, peaks, totals, weights, horizon, 1.0, heads, dim, cached, splits, 16, tile, weights.nbytes,
     )  # fmt: skip
-    lines = range(0, length * dim, 64)
-    assert set(interpreter.ASKED) == {x.data_ptr() + 2 * line for x in (k, v) for line in lines}
+    lines = range(weights.data_ptr(), weights.data_ptr() + weights.nbytes, LINE.value)
+    assert sorted(interpreter.ASKED) == list(lines)

@@ -120,8 +120,9 @@ def _timed(
 
 
 def _weights(file: PlanFile, launch: Launch) -> int:
-    """Bytes of the weights that it reads."""
-    return sum(file.places[a.name][1] for a in launch.arguments if isinstance(a, Weight))
+    """Bytes of the weights that it reads: its layer's have its name; it may ask for those of others."""
+    names = [a.name for a in launch.arguments if isinstance(a, Weight)]
+    return sum(file.places[name][1] for name in names if name.startswith(launch.name))
 
 
 def evicting(read: Sequence[int], row: Collection[int]) -> list[int]:

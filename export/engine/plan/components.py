@@ -4,7 +4,7 @@ import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
 from export.engine.plan.launches import BF16, attention, decode_attention, norm
-from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny, thirds
+from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny, thirds, weight
 from export.engine.plan.source import Source
 from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed
@@ -131,8 +131,9 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
         skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
         mixed = decode_attention(
-            b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o")
-        )
+            b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o"),
+            weight(b, s, f"{layer}.gate_up", "geglu"), gate_up.weight.nbytes,
+        )  # fmt: skip
         after = b.result(BF16, horizon, e.width)
         skinny(b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2))
         y, _ = norm(

@@ -7,7 +7,7 @@ import torch
 from export.engine.plan.builder import Builder, Operand, Value
 from export.engine.plan.products import Heads, Parts, activations, ceil, inverse, optional
 from export.engine.plan.source import Linear, Source
-from export.engine.plan.tiles import KEYS, attention_tiles, power_of_two, tiles
+from export.engine.plan.tiles import KEYS, attention_tiles, chunk_tiles, power_of_two, tiles
 from export.kernels import attention as attention_kernels
 from export.kernels import decode_attention as decode_kernels
 from export.kernels import norm as norm_kernels
@@ -106,9 +106,11 @@ def decode_attention(
     values: Value,
     length: Value,
     following: Linear,
+    soon: Value,
+    size: int,
 ) -> Value:
     """The chunk's queries over the cache of `prefix` rows and over its own keys, and what all tiles of keys
-    have found, merged: what `following` reads."""
+    have found, merged: what `following` reads. soon: weights of a launch to come, of `size` bytes."""
     n, height, cached = heads.queries, max(16, power_of_two(rows)), ceil(prefix, KEYS)
     splits = cached + ceil(rows, KEYS)
     found: dict[str, Operand] = {
@@ -129,10 +131,11 @@ def decode_attention(
             "own_values": heads.values,
             "length": length,
             "scale": heads.dim**-0.5 * LOG2_E,
+            "soon": soon,
         }
         | found,
         constants | {"CACHED": cached},
-        (tiles(4, 1, BM=height, BN=KEYS), tiles(8, 1, BM=height, BN=KEYS)),
+        tuple(chunk_tiles(height, size)),
         lambda _: (n, splits),
     )
     out = activations(b, following, rows, n * heads.dim)

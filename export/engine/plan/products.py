@@ -194,10 +194,19 @@ def _operands(
     """What every product has."""
     return {
         "a": x,
-        "w": b.weight(name, partial(_arranged, layer, epilogue, heads)),
+        "w": _weight(b, name, layer, epilogue, heads),
         "M": rows,
         "scale": layer.scale * (layer.input_scale or 1.0),
     }
+
+
+def weight(b: Builder, source: Source, name: str, epilogue: str) -> Value:
+    """A layer's, as the product with that epilogue reads it."""
+    return _weight(b, name, source.linear(name), epilogue, None)
+
+
+def _weight(b: Builder, name: str, layer: Linear, epilogue: str, heads: Heads | None) -> Value:
+    return b.weight(name, partial(_arranged, layer, epilogue, heads))
 
 
 def _destinations(heads: Heads | None) -> dict[str, Operand]:

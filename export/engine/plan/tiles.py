@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from export.kernels.order import ASKED
+
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
 AHEAD = 16 << 20
@@ -17,6 +19,8 @@ AHEAD = 16 << 20
 for last is in the way of what is wanted first."""
 KEYS = 64
 """Cached or own ones that a program of the chunk's attention takes."""
+SOON = 8 << 20
+"""Bytes of weights that the chunk's attention asks for."""
 TALL = 64
 """Rows of weights that a full-rate tensor-core instruction takes as its first operand."""
 _SHARED = 216 << 10
@@ -142,6 +146,13 @@ def skinny_tiles(n: int, k: int, divides: int, least: int = 1) -> Iterator[Tiles
             continue
         width = max(32, power_of_two(k // slices))
         yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width, TURNED=0)
+
+
+def chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
+    """An action chunk's attention. soon: bytes of weights that may be asked for meanwhile."""
+    for warps, asked in ((4, 0), (4, SOON), (4, SOON // 2), (8, 0), (8, SOON)):
+        if (size := min(asked, soon) // ASKED.value * ASKED.value) or not asked:
+            yield tiles(warps, 1, BM=rows, BN=KEYS, SOON=size)
 
 
 def attention_tiles(rows: int) -> Iterator[Tiles]:
