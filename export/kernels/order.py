@@ -3,8 +3,9 @@ wrote when it has ended.
 
 Programmatic dependent launch takes most of the time that a launch costs out of the way, and that of reading
 weights where a kernel reads them first.
-Before it waits, a kernel may read what no kernel writes, and may write nothing. Every kernel waits, so all
-before the previous one have ended too; the compiler refuses one that does not (compile.py).
+Before it waits, a kernel may read what no kernel writes, or what was written before a copy, which overlaps
+with nothing; and it may write nothing. Every kernel waits, so all before the previous one have ended too; the
+compiler refuses one that does not (compile.py).
 """
 
 import triton

@@ -205,6 +205,20 @@ def test_nan_at_a_port_stays_one(engine: GraphEngine, program: HostProgram, netw
         engine.decide(*example(), schedule(1))
 
 
+def test_a_copy_stands_between_the_prefix_and_its_readers(
+    engine: GraphEngine, device: HostDevice, program: HostProgram
+) -> None:
+    # Kernels that read the cache before they wait for the launch before them rely on it (order.py).
+    launched: list[tuple[str, bool, int]] = []
+    program.on_launch = lambda network: launched.append(
+        (network, device.recording is not None, device.calls["upload"])
+    )
+    engine.decide(*example(), schedule(2))
+    for capturing in (False, True):
+        copies = {network: count for network, captured, count in launched[::-1] if captured == capturing}
+        assert copies["prefill"] < copies["denoise"]
+
+
 def test_one_component_alone(engine: GraphEngine, device: HostDevice) -> None:
     inputs, noise = example()
     tokens = engine.run("vision", {"images": inputs.images})

@@ -247,6 +247,7 @@ class GraphEngine:
     def _enqueue_steps(self, bucket: _Bucket, table: _Table, stream: int) -> None:
         cache = {name: bucket.addresses[name] for name in ("keys", "values", "prefix_length")}
         x, x_next = bucket.addresses["x"], bucket.addresses["x_next"]
+        # Launches of kernels overlap, but not across a copy: behind it, what the prefix wrote is there.
         self._device.upload(x, bucket.staging["x"], stream)
         for step in range(table.schedule.steps):
             modulation = table.modulation + step * table.stride
