@@ -37,8 +37,8 @@ def persistent(
 ):  # fmt: skip
     """As `matmul`, for all epilogues but rope. w and a come by tiles [BN, BK], [BM, BK] and [REST, BK] too.
 
-    REST: 0 or a multiple of 16. BN divides N, and BK, of 128 bytes, divides K. Grid: any number of programs,
-    each of which takes every so manieth tile.
+    REST: 0 or a multiple of 16. BN divides N, and BK, of 128 bytes, divides K. Grid: any number of programs;
+    they take the tiles in turn.
     """
     w_bufs = gl.allocate_shared_memory(w_tiles.dtype, [STAGES, BN, BK], w_tiles.layout)
     a_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, BM, BK], a_tiles.layout)
@@ -156,6 +156,8 @@ def _multiply(
                 acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(empty.index((n + STAGES - 1) % STAGES))
         else:
+            # A program that had no other tile has seen nothing yet that came after the previous launch.
+            after_previous()
             row, column, split = _place(tile - ACROSS * used, down - used, N, BN)
             row += used
         part = out + split * M * N if EPILOGUE == "parts" else out
@@ -203,7 +205,7 @@ def _store(
 
 @gluon.jit
 def _gelu(x):
-    """As epilogue.gelu, in fewer instructions."""
+    """As epilogue.gelu, in half the instructions: the logistic function takes the chip's own 2^x and 1/x."""
     power = x * (-2.302208198 - 0.1029432396 * x * x)
     share = gl.inline_asm_elementwise(
         "{ .reg .f32 e; ex2.approx.ftz.f32 e, $1; add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 $0, e; }",
