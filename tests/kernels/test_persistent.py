@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.experimental.gluon.language.nvidia.hopper import tma
 
 from export.engine.plan.builder import Builder, Call, WeightValue
 from export.engine.plan.products import added, ceil, matmul
@@ -19,6 +20,8 @@ from pi05_runtime.engines.driver import CudaDevice
 from tests.kernels.operands import FP8, bf16, codes, near
 
 SM90 = Chip(90)
+if not hasattr(tma, "async_load"):
+    pytest.skip("Triton here is older than that of artifacts/locks", allow_module_level=True)
 
 
 @dataclass(frozen=True)
