@@ -2,7 +2,7 @@
 tile after tile, and its memory engine fetches for the next while this one is multiplied and stored.
 
 Weights are the first operand and rows the second, of which an instruction takes any multiple of eight: a tile
-has BM rows, a power of two, and REST more, so that 532 rows are two tiles of 272 and not five of 128. Fewer
+has BM rows, a power of two, and MORE beside, so that 532 rows are two tiles of 272 and not five of 128. Fewer
 and larger tiles read less from the L2 cache, which is what holds such a product up. One warp fetches, eight
 multiply: plain Triton cannot say so for this chip, Gluon can. Other chips have matmul.py.
 """
@@ -32,18 +32,18 @@ def persistent(
     w_tiles, a_tiles, rest_tiles,
     a, w, out, bias, keys, values, cos, sin, length, M, scale, inverse_scale,
     N: gl.constexpr, K: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr, EPILOGUE: gl.constexpr,
-    SPLITS: gl.constexpr, BM: gl.constexpr, REST: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    SPLITS: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
-    """As `matmul`, for all epilogues but rope. w and a come by tiles [BN, BK], [BM, BK] and [REST, BK] too.
+    """As `matmul`, for all epilogues but rope. w and a come by tiles [BN, BK], [BM, BK] and [MORE, BK] too.
 
-    REST: 0 or a multiple of 16. BN divides N, and BK, of 128 bytes, divides K. Grid: any number of programs;
+    MORE: 0 or a multiple of 16. BN divides N, and BK, of 128 bytes, divides K. Grid: any number of programs;
     they take the tiles in turn.
     """
     w_bufs = gl.allocate_shared_memory(w_tiles.dtype, [STAGES, BN, BK], w_tiles.layout)
     a_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, BM, BK], a_tiles.layout)
-    if REST:
-        rest_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, REST, BK], rest_tiles.layout)
+    if MORE:
+        rest_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, MORE, BK], rest_tiles.layout)
     else:
         rest_bufs = a_bufs
     full, empty = mbarrier.allocate_mbarrier(batch=STAGES), mbarrier.allocate_mbarrier(batch=STAGES)
@@ -51,14 +51,14 @@ def persistent(
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
     # Rows of tiles, and how many of them belong to a token.
-    down = gl.cdiv(M, BM + REST)
-    used = down if length is None else gl.cdiv(gl.minimum(gl.load(length), M), BM + REST)
+    down = gl.cdiv(M, BM + MORE)
+    used = down if length is None else gl.cdiv(gl.minimum(gl.load(length), M), BM + MORE)
     buffers = (w_bufs, a_bufs, rest_bufs, full, empty)
     numbers = (down, used, M, scale, inverse_scale)
     gl.warp_specialize(
         [
-            (_multiply, (buffers, out, bias, numbers, N, K, SPLITS, REST, EPILOGUE)),
-            (_fetch, (buffers, w_tiles, a_tiles, rest_tiles, used, N, K, SPLITS, REST)),
+            (_multiply, (buffers, out, bias, numbers, N, K, SPLITS, MORE, EPILOGUE)),
+            (_fetch, (buffers, w_tiles, a_tiles, rest_tiles, used, N, K, SPLITS, MORE)),
         ],
         [1],
         [24],
@@ -81,7 +81,7 @@ def _steps(split, K: gl.constexpr, BK: gl.constexpr, SPLITS: gl.constexpr):
 @gluon.jit
 def _fetch(
     buffers, w_tiles, a_tiles, rest_tiles, used,
-    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, REST: gl.constexpr,
+    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr,
 ):  # fmt: skip
     """Fills the ring of buffers, with all tiles' steps one after another; those that are empty from the start
     with weights, before it waits for the previous launch."""
@@ -90,7 +90,7 @@ def _fetch(
     BN: gl.constexpr = w_bufs.shape[1]
     BK: gl.constexpr = w_bufs.shape[2]
     BM: gl.constexpr = a_bufs.shape[1]
-    BYTES: gl.constexpr = (BN + BM + REST) * BK * w_bufs.dtype.primitive_bitwidth // 8
+    BYTES: gl.constexpr = (BN + BM + MORE) * BK * w_bufs.dtype.primitive_bitwidth // 8
     TILES: gl.constexpr = SPLITS * (N // BN)
     mine = gl.program_id(0)
     row, column, split = _place(mine, gl.maximum(used, 1), N, BN)
@@ -110,16 +110,16 @@ def _fetch(
             mbarrier.wait(empty.index(slot), (n // STAGES & 1) ^ 1, pred=later)
             mbarrier.expect(bar, BYTES, pred=later)
             tma.async_load(w_tiles, [column * BN, step * BK], bar, w_bufs.index(slot), pred=later)
-            tma.async_load(a_tiles, [row * (BM + REST), step * BK], bar, a_bufs.index(slot))
-            if REST:
-                tma.async_load(rest_tiles, [row * (BM + REST) + BM, step * BK], bar, rest_bufs.index(slot))
+            tma.async_load(a_tiles, [row * (BM + MORE), step * BK], bar, a_bufs.index(slot))
+            if MORE:
+                tma.async_load(rest_tiles, [row * (BM + MORE) + BM, step * BK], bar, rest_bufs.index(slot))
             n += 1
 
 
 @gluon.jit
 def _multiply(
     buffers, out, bias, numbers,
-    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, REST: gl.constexpr, EPILOGUE: gl.constexpr,
+    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr, EPILOGUE: gl.constexpr,
 ):  # fmt: skip
     """Empties it. Tiles of no token's rows come last, and are zeros."""
     w_bufs, a_bufs, rest_bufs, full, empty = buffers
@@ -132,8 +132,8 @@ def _multiply(
     n = 0
     for tile in range(gl.program_id(0), ACROSS * down, gl.num_programs(0)):
         acc = gl.zeros([BN, BM], gl.float32, _product(BM, BK, gl.num_warps()))
-        if REST:
-            more = gl.zeros([BN, REST], gl.float32, _product(REST, BK, gl.num_warps()))
+        if MORE:
+            more = gl.zeros([BN, MORE], gl.float32, _product(MORE, BK, gl.num_warps()))
         if tile < ACROSS * used:
             row, column, split = _place(tile, used, N, BN)
             first, end = _steps(split, K, BK, SPLITS)
@@ -142,7 +142,7 @@ def _multiply(
                 mbarrier.wait(full.index(slot), n // STAGES & 1)
                 weights = w_bufs.index(slot)
                 acc = warpgroup_mma(weights, a_bufs.index(slot).permute([1, 0]), acc, is_async=True)
-                if REST:
+                if MORE:
                     more = warpgroup_mma(weights, rest_bufs.index(slot).permute([1, 0]), more, is_async=True)
                     acc, more = warpgroup_mma_wait(2, deps=(acc, more))
                 else:
@@ -150,7 +150,7 @@ def _multiply(
                 # What the step before this one read has been multiplied by now.
                 mbarrier.arrive(empty.index((n + STAGES - 1) % STAGES), pred=step > first)
                 n += 1
-            if REST:
+            if MORE:
                 acc, more = warpgroup_mma_wait(0, deps=(acc, more))
             else:
                 acc = warpgroup_mma_wait(0, deps=(acc,))
@@ -161,9 +161,9 @@ def _multiply(
             row, column, split = _place(tile - ACROSS * used, down - used, N, BN)
             row += used
         part = out + split * M * N if EPILOGUE == "parts" else out
-        rows = row * (BM + REST)
+        rows = row * (BM + MORE)
         _store(acc, part, bias, rows, column * BN, M, scale, inverse_scale, N, EPILOGUE)
-        if REST:
+        if MORE:
             _store(more, part, bias, rows + BM, column * BN, M, scale, inverse_scale, N, EPILOGUE)
 
 

@@ -163,6 +163,6 @@ def test_product(case: Case) -> None:
         device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0)
         device.synchronize(0)
         near(out[..., : want.shape[-2], :].float() * scale, want, 4e-2 if dtype == FP8 else 5e-3)
-        height = int(tile["BM"] or 0) + int(tile["REST"] or 0)
+        height = int(tile["BM"] or 0) + int(tile["MORE"] or 0)
         beyond = out[..., ceil(case.length or case.rows, height) * height :, :]
         assert (beyond.float() == 0).all(), "rows of no token are zeros"

@@ -112,21 +112,21 @@ def persistent_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
         return
     for height in (256, 128):
         fewest = rows + 1
-        for rest in (0, 16, 32, 64):
-            if (tall := -(-rows // (height + rest))) < fewest:
-                fewest, stages = tall, _SHARED // ((128 + height + rest) * DEPTH)
-                yield tiles(8, stages, BM=height, REST=rest, BN=128, BK=depth, STAGES=stages)
+        for more in (0, 16, 32, 64):
+            if (tall := -(-rows // (height + more))) < fewest:
+                fewest, stages = tall, _SHARED // ((128 + height + more) * DEPTH)
+                yield tiles(8, stages, BM=height, MORE=more, BN=128, BK=depth, STAGES=stages)
 
 
 def persistent_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
     """As `best_splits`, where persistent blocks have tiles for the product: what they fetch counts too."""
 
     def time(t: Tiles, splits: int) -> float:
-        height, rest = t["BM"], t["REST"]
+        height, more = t["BM"], t["MORE"]
         # Fewer rows than 32 cost an instruction as much as these.
-        area = (height + (max(rest, 32) if rest else 0)) / 128
-        step = area + (128 + height + rest) / 128 * _FETCHING
-        turns = -(-splits * (n // 128) * -(-rows // (height + rest)) // processors)
+        area = (height + (max(more, 32) if more else 0)) / 128
+        step = area + (128 + height + more) / 128 * _FETCHING
+        turns = -(-splits * (n // 128) * -(-rows // (height + more)) // processors)
         block = -(-(k // t["BK"]) // splits) * step + 1.5 * area + _OVERHEAD / 2
         return turns * block + splits * rows * n * 4 / _TRAFFIC
 
