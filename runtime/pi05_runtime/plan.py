@@ -21,6 +21,8 @@ ALIGNMENT = 256
 """Of every weight's place in the block, and of every tensor's in the arena: bytes."""
 TILE_WIDTH = 128
 """Of a tile that the memory engine fetches: bytes."""
+_PITCH, _HIGHEST = 16, 256
+"""What bytes of a row must be a multiple of, and the most rows of a tile: CUDA's tensor maps."""
 _HEADER = struct.Struct("<Q")
 _MOST_HEADER = 100 << 20
 
@@ -197,8 +199,9 @@ def _contradiction(file: PlanFile) -> str | None:
 
 
 def _fits(tiled: Tiled, launch: Launch, places: dict[str, tuple[int, int]]) -> bool:
-    """Whether a launch's argument holds the matrix."""
-    if not 0 <= tiled.argument < len(launch.arguments):
+    """Whether a launch's argument holds the matrix, and the memory engine takes it."""
+    aligned = tiled.itemsize in (1, 2) and tiled.columns * tiled.itemsize % _PITCH == 0
+    if not (aligned and 0 < tiled.height <= _HIGHEST and 0 <= tiled.argument < len(launch.arguments)):
         return False
     match launch.arguments[tiled.argument]:
         case Weight(name):

@@ -184,10 +184,13 @@ def _with_header(header: dict[str, Any]) -> bytes:
         ({"arguments": (Scratch(-8, 8),)}, "outside the arena"),
         ({"variants": (Variant(1, (1, 1, 1)),)}, "no kernel of the plan"),
         ({"variants": ()}, "no kernel of the plan"),
-        ({"variants": (Variant(0, (1, 1, 1), (Tiled(5, 1, 1, 1, 8),)),)}, "tiles of argument 5"),
-        ({"variants": (Variant(0, (1, 1, 1), (Tiled(0, 1, 1, 1, 8),)),)}, "tiles of argument 0"),
-        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 2, 65, 2, 8),)),)}, "tiles of argument 1"),
-        ({"variants": (Variant(0, (1, 1, 1), (Tiled(2, 5, 13, 1, 8),)),)}, "tiles of argument 2"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(5, 1, 16, 1, 8),)),)}, "tiles of argument 5"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(0, 1, 16, 1, 8),)),)}, "tiles of argument 0"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 3, 64, 2, 8),)),)}, "tiles of argument 1"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(2, 5, 16, 1, 8),)),)}, "tiles of argument 2"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 2, 16, 4, 8),)),)}, "tiles of argument 1"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 2, 17, 1, 8),)),)}, "tiles of argument 1"),
+        ({"variants": (Variant(0, (1, 1, 1), (Tiled(1, 2, 16, 1, 257),)),)}, "tiles of argument 1"),
     ],
 )
 def test_contradictions(change: dict[str, Any], message: str, tmp_path: Path) -> None:
