@@ -29,7 +29,7 @@ def tile_type(dtype: str, rows: int, itemsize: int) -> str:
 
 @gluon.jit
 def persistent(
-    w_tiles, a_tiles, rest_tiles,
+    w_tiles, a_tiles, more_tiles,
     a, w, out, bias, keys, values, cos, sin, length, M, scale, inverse_scale,
     N: gl.constexpr, K: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr, EPILOGUE: gl.constexpr,
     SPLITS: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
@@ -43,9 +43,9 @@ def persistent(
     w_bufs = gl.allocate_shared_memory(w_tiles.dtype, [STAGES, BN, BK], w_tiles.layout)
     a_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, BM, BK], a_tiles.layout)
     if MORE:
-        rest_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, MORE, BK], rest_tiles.layout)
+        more_bufs = gl.allocate_shared_memory(a_tiles.dtype, [STAGES, MORE, BK], more_tiles.layout)
     else:
-        rest_bufs = a_bufs
+        more_bufs = a_bufs
     full, empty = mbarrier.allocate_mbarrier(batch=STAGES), mbarrier.allocate_mbarrier(batch=STAGES)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
@@ -53,12 +53,12 @@ def persistent(
     # Rows of tiles, and how many of them belong to a token.
     down = gl.cdiv(M, BM + MORE)
     used = down if length is None else gl.cdiv(gl.minimum(gl.load(length), M), BM + MORE)
-    buffers = (w_bufs, a_bufs, rest_bufs, full, empty)
+    buffers = (w_bufs, a_bufs, more_bufs, full, empty)
     numbers = (down, used, M, scale, inverse_scale)
     gl.warp_specialize(
         [
             (_multiply, (buffers, out, bias, numbers, N, K, SPLITS, MORE, EPILOGUE)),
-            (_fetch, (buffers, w_tiles, a_tiles, rest_tiles, used, N, K, SPLITS, MORE)),
+            (_fetch, (buffers, w_tiles, a_tiles, more_tiles, used, N, K, SPLITS, MORE)),
         ],
         [1],
         [24],
@@ -80,12 +80,12 @@ def _steps(split, K: gl.constexpr, BK: gl.constexpr, SPLITS: gl.constexpr):
 
 @gluon.jit
 def _fetch(
-    buffers, w_tiles, a_tiles, rest_tiles, used,
+    buffers, w_tiles, a_tiles, more_tiles, used,
     N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr,
 ):  # fmt: skip
     """Fills the ring of buffers, with all tiles' steps one after another; those that are empty from the start
     with weights, before it waits for the previous launch."""
-    w_bufs, a_bufs, rest_bufs, full, empty = buffers
+    w_bufs, a_bufs, more_bufs, full, empty = buffers
     STAGES: gl.constexpr = w_bufs.shape[0]
     BN: gl.constexpr = w_bufs.shape[1]
     BK: gl.constexpr = w_bufs.shape[2]
@@ -112,7 +112,7 @@ def _fetch(
             tma.async_load(w_tiles, [column * BN, step * BK], bar, w_bufs.index(slot), pred=later)
             tma.async_load(a_tiles, [row * (BM + MORE), step * BK], bar, a_bufs.index(slot))
             if MORE:
-                tma.async_load(rest_tiles, [row * (BM + MORE) + BM, step * BK], bar, rest_bufs.index(slot))
+                tma.async_load(more_tiles, [row * (BM + MORE) + BM, step * BK], bar, more_bufs.index(slot))
             n += 1
 
 
@@ -122,7 +122,7 @@ def _multiply(
     N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr, EPILOGUE: gl.constexpr,
 ):  # fmt: skip
     """Empties it. Tiles of no token's rows come last, and are zeros."""
-    w_bufs, a_bufs, rest_bufs, full, empty = buffers
+    w_bufs, a_bufs, more_bufs, full, empty = buffers
     down, used, M, scale, inverse_scale = numbers
     STAGES: gl.constexpr = w_bufs.shape[0]
     BN: gl.constexpr = w_bufs.shape[1]
@@ -143,7 +143,7 @@ def _multiply(
                 weights = w_bufs.index(slot)
                 acc = warpgroup_mma(weights, a_bufs.index(slot).permute([1, 0]), acc, is_async=True)
                 if MORE:
-                    more = warpgroup_mma(weights, rest_bufs.index(slot).permute([1, 0]), more, is_async=True)
+                    more = warpgroup_mma(weights, more_bufs.index(slot).permute([1, 0]), more, is_async=True)
                     acc, more = warpgroup_mma_wait(2, deps=(acc, more))
                 else:
                     acc = warpgroup_mma_wait(1, deps=(acc,))

@@ -123,7 +123,7 @@ def _matmul(
         persistent_kernels.persistent,
         tuple(persistent_tiles(rows, n, k, layer.fp8)),
         lambda t: (min(splits * (n // t["BN"]) * ceil(rows, t["BM"] + t["MORE"]), b.chip.processors),),
-        {"w_tiles": ("w", "N", "BN"), "a_tiles": ("a", "M", "BM"), "rest_tiles": ("a", "M", "MORE")},
+        {"w_tiles": ("w", "N", "BN"), "a_tiles": ("a", "M", "BM"), "more_tiles": ("a", "M", "MORE")},
     )
     b.launch(
         name,

@@ -1,10 +1,9 @@
-"""Publishing to the loopback Hub with the stock signer and client, and what is refused before and there."""
+"""Publishing to the loopback Hub with the stock signer and client, and what the Hub may refuse."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,60 +11,22 @@ from typing import Any
 import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
 from export.artifacts import BUNDLE
 from export.hub import PublishError
-from export.signing import KeyFileError
-from pi05_runtime.errors import BundleError, GateError, Pi05Error
+from pi05_runtime.errors import BundleError
 from pi05_runtime.manifest import FILE as MANIFEST
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.signature import check_signed, public_key, read_signature
 from tests.hub.faults import Corrupt, Overtake, Refuse
-from tests.hub.loopback_hub import READER, WRITER, serve
+from tests.hub.loopback_hub import READER
 from tests.hub.wire import Hub
 from tests.pipeline import ROOT, TARGET, run_stage
+from tests.publish.publishing import REPO, TAG, publish, write_key
 from tests.runtime.bundle_edits import ACTED, edited, onnx_file, replace
 
-REPO, TAG = "acme/pi05-demo", "v0.1.0"
 BESIDE = {"README.md", "model.sig"}
-
-
-def write_key(path: Path, key: Any = None, password: bytes | None = None) -> Path:
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    form = serialization.PrivateFormat.PKCS8
-    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, lock))
-    path.chmod(0o600)
-    return path
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Path:
-    return write_key(tmp_path / "release.pem")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", WRITER)
-    with serve(tmp_path / "hub") as hub:
-        monkeypatch.setattr("export.hub.HfApi", partial(HfApi, hub.url))
-        yield hub
-
-
-@pytest.fixture
-def here(bundle: Path, tmp_path: Path) -> Path:
-    """A folder with a bundle and nothing else of the pipeline."""
-    (tmp_path / "here" / "artifacts").mkdir(parents=True)
-    bundle.rename(tmp_path / "here" / BUNDLE)
-    return tmp_path / "here"
-
-
-def publish(here: Path, key: Path, *options: str) -> None:
-    run_stage(here, "export.publish", "--repo", REPO, "--key", str(key), *options)
 
 
 def new_version(here: Path, version: str) -> None:
@@ -222,123 +183,6 @@ def test_a_public_repository_where_a_private_one_was_asked_for(hub: Hub, here: P
     with pytest.raises(PublishError, match="a public repository found, a private one asked for"):
         publish(here, key, "--private")
     assert not hub.asked("PUT|/commit/")
-
-
-Change = Callable[[Path], Any]
-
-
-def fail_gate(bundle: Path) -> None:
-    with edited(bundle) as manifest:
-        manifest["gates"][TARGET]["actions"]["cosine"] = 0.9
-
-
-def drop_gate(bundle: Path) -> None:
-    with edited(bundle) as manifest:
-        del manifest["gates"][TARGET]["prefill"]
-
-
-def drop_gates(bundle: Path) -> None:
-    with edited(bundle) as manifest:
-        manifest["gates"] = {}
-
-
-def act_badly(bundle: Path) -> None:
-    with edited(bundle) as manifest:
-        manifest["closed_loop"] = {TARGET: ACTED | {"successes": 30}}
-
-
-def link(bundle: Path) -> None:
-    (bundle / "tokenizer.model").rename(bundle.parent / "elsewhere")
-    (bundle / "tokenizer.model").symlink_to(bundle.parent / "elsewhere")
-
-
-@pytest.mark.parametrize(
-    "change, kind, expected",
-    [
-        (
-            lambda b: (b / "notes.txt").write_text("x"),
-            BundleError,
-            r"\['notes.txt'\] found, the manifest does",
-        ),
-        (lambda b: (b / "model.sig").write_text("x"), BundleError, r"\['model.sig'\] found"),
-        (lambda b: (b / "tokenizer.model").unlink(), BundleError, "tokenizer.model: no file found"),
-        (lambda b: (b / "tokenizer.model").write_bytes(b"x"), BundleError, "tokenizer.model: 1 bytes found"),
-        (lambda b: (b / MANIFEST).unlink(), BundleError, "no manifest found"),
-        (link, BundleError, r"\['tokenizer.model'\] found as symbolic links"),
-        (fail_gate, GateError, "cpu-ort: gate actions has cosine 0.900000, at least"),
-        (drop_gate, GateError, r"cpu-ort: no result of the gates \['prefill'\]"),
-        (drop_gates, GateError, r"cpu-ort: no result of the gates \['vision'"),
-        (act_badly, GateError, r"cpu-ort: in closed loop, success 75\.0% found, at least 90\.0% expected"),
-    ],
-    ids=[
-        "extra",
-        "a signature",
-        "missing",
-        "altered",
-        "manifest",
-        "link",
-        "gate",
-        "no gate",
-        "no gates",
-        "failures",
-    ],
-)
-def test_a_bundle_that_is_not_fit(
-    hub: Hub, here: Path, key: Path, change: Change, kind: type[Pi05Error], expected: str
-) -> None:
-    change(here / BUNDLE)
-    with pytest.raises(kind, match=expected):
-        publish(here, key)
-    assert not hub.requests
-
-
-def readable(key: Path) -> Path:
-    key.chmod(0o640)
-    return key
-
-
-def in_a_repository(key: Path) -> Path:
-    (key.parent / ".git").mkdir()
-    return key
-
-
-def linked_out_of_a_repository(key: Path) -> Path:
-    tree = key.parent / "tree"
-    (tree / ".git").mkdir(parents=True)
-    (tree / "key.pem").symlink_to(key)
-    return tree / "key.pem"
-
-
-def public_half(key: Path) -> Path:
-    public = serialization.load_pem_private_key(key.read_bytes(), None).public_key()
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    key.write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
-    return key
-
-
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        (readable, r"mode 640 found, 600 expected.*chmod 600"),
-        (in_a_repository, r"inside the repository .*the next `git add` would"),
-        (linked_out_of_a_repository, "inside the repository"),
-        (public_half, "no private key in PEM form found"),
-        (lambda key: key.with_name("absent.pem"), "No such file or directory, a private key expected"),
-        (
-            lambda key: write_key(key, ec.generate_private_key(ec.SECP384R1())),
-            "secp384r1 found, an ECDSA key",
-        ),
-        (lambda key: write_key(key, rsa.generate_private_key(65537, 2048)), "RSAPrivateKey found, an ECDSA"),
-        (lambda key: write_key(key, password=b"secret"), "an encrypted key found"),
-    ],
-    ids=["mode", "repository", "link", "public", "absent", "P-384", "RSA", "encrypted"],
-)
-def test_a_key_that_is_not_fit(
-    hub: Hub, here: Path, key: Path, change: Callable[[Path], Path], expected: str
-) -> None:
-    with pytest.raises(KeyFileError, match=expected):
-        publish(here, change(key))
-    assert not hub.requests
 
 
 def test_no_token(hub: Hub, here: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
