@@ -13,7 +13,14 @@ from msgspec.structs import replace
 from export.engine.plan import measured
 from export.engine.plan.arena import Life, place
 from export.engine.plan.measured import Entry, Table
-from export.engine.plan.tiles import best_splits, matmul_tiles, persistent_splits, tiles
+from export.engine.plan.tiles import (
+    best_splits,
+    matmul_tiles,
+    persistent_splits,
+    tall_splits,
+    tall_tiles,
+    tiles,
+)
 from export.kernels.compile import KERNELS, Binary, Chip, Specialization
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
@@ -122,6 +129,10 @@ def test_no_part_of_a_sum_is_empty_and_no_row_is_left_out(rows: int, n: int, ste
         assert rest <= t["LAST"] <= t["BM"] and k % t["BK"] == 0
     splits = persistent_splits(132, rows, n, k, fp8)
     assert 1 <= splits <= steps and -(-steps // splits) * (splits - 1) < steps
+    splits = tall_splits(132, n, k, fp8)
+    assert steps % splits == 0
+    for t in tall_tiles(rows, n, k // splits, fp8):
+        assert t["BK"] * splits == k and t["BM"] >= rows and n % t["BN"] == 0
 
 
 def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,12 @@ KERNELS = {
     "norm": "norm",
     "patches": "embed",
     "persistent": "persistent",
+    "pingpong": "pingpong",
+    "resident_attention": "resident_attention",
     "resize": "resize",
     "skinny": "skinny",
+    "tall": "tall",
+    "tall_attention": "tall_attention",
 }
 """Kernel -> its module in export/kernels."""
 
@@ -56,13 +60,15 @@ KERNELS = {
 @dataclass(frozen=True)
 class Specialization:
     """What a binary is compiled from. signature: argument -> Triton's type, or "constexpr". constants: what
-    argument of that kind is, None too."""
+    argument of that kind is, None too. registers: of a thread as its block starts, None where the assembler
+    has its way."""
 
     kernel: str
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, int | str | None], ...]
     warps: int
     stages: int
+    registers: int | None = None
 
 
 class Binary(msgspec.Struct, frozen=True):
@@ -117,7 +123,11 @@ class Chip:
             "matmul": many,
             "persistent": many,
             "attention": many,
-            "skinny": many if dict(wanted.constants).get("TURNED") else few,
+            "pingpong": many,
+            "resident_attention": many,
+            "tall": many,
+            "tall_attention": many,
+            "skinny": few,
             "decode_attention": few,
         }
         expected = hot.get(wanted.kernel, set())
@@ -157,13 +167,14 @@ def _compile(chip: Chip, wanted: Specialization) -> Binary | Refused:
     function = getattr(module, wanted.kernel)
     kinds = dict(wanted.signature)
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds.values()) if kind[0] == "*"}
+    options = {"num_warps": wanted.warps, "num_stages": wanted.stages, "maxnreg": wanted.registers}
     form = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
     source = form(function, signature=kinds, constexprs=dict(wanted.constants), attrs=aligned)
     try:
         compiled: Any = triton.compile(
             source,
             target=GPUTarget("cuda", chip.number, 32),
-            options={"num_warps": wanted.warps, "num_stages": wanted.stages},
+            options=options,
         )
     except Exception as error:  # whatever a compiler raises
         return Refused(

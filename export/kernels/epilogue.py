@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 PAIRED: tl.constexpr = tl.constexpr(8)
-"""Columns of gate that come together, and then as many of up: a thread holds those that belong together."""
+"""Columns of gate that come together, and then as many of up; so it is with the two halves that a rotation
+mixes. A thread holds those that belong together."""
 
 
 @triton.jit
@@ -47,13 +48,14 @@ def load_tile(values, rows, cols, M, N: tl.constexpr):
 
 
 @triton.jit
-def load_rotation(cos, sin, rows, first, M, start, D: tl.constexpr, BN: tl.constexpr):
+def load_rotation(cos, sin, rows, first, M, start, HEADS: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
     """The angles of a tile of BN columns from `first` on, within a head of D, whose row r is at position
-    `start` + r: (cos, sin), one a pair of columns. cos, sin: fp32 [positions, D / 2]."""
+    `start` + r: (cos, sin), one a pair of columns; of values, which are not turned, 1 and 0. cos, sin: fp32
+    [positions, D / 2]."""
     pairs = first % D // 2 + tl.arange(0, BN // 2)
     angles = (start + rows)[:, None] * (D // 2) + pairs[None, :]
-    mask = (rows < M)[:, None] & (pairs < D // 2)[None, :]
-    return tl.load(cos + angles, mask, 0.0), tl.load(sin + angles, mask, 0.0)
+    turned = (rows < tl.where(first < (HEADS + 1) * D, M, 0))[:, None]
+    return tl.load(cos + angles, turned, 1.0), tl.load(sin + angles, turned, 0.0)
 
 
 @triton.jit
@@ -74,9 +76,7 @@ def store_geglu(acc, rows, first, M, N: tl.constexpr, out, inverse_scale):
     """out [M, N / 2] = gelu(gate) * up, of PAIRED columns of gate, as many of up, and so on. first: the
     tile's own."""
     half: tl.constexpr = acc.shape[1] // 2
-    pairs = acc.reshape(acc.shape[0], half // PAIRED, 2, PAIRED)
-    gate, up = pairs.trans(0, 1, 3, 2).split()
-    gate, up = gate.reshape(acc.shape[0], half), up.reshape(acc.shape[0], half)
+    gate, up = _pair(acc)
     cols = first // 2 + tl.arange(0, half)
     mask = (rows < M)[:, None] & (cols < N // 2)[None, :]
     places = rows[:, None] * (N // 2) + cols[None, :]
@@ -87,26 +87,28 @@ def store_geglu(acc, rows, first, M, N: tl.constexpr, out, inverse_scale):
 def store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS: tl.constexpr, D: tl.constexpr):
     """Rotates and spreads a fused q/k/v product, whose columns are HEADS queries, a key and a value of D.
 
-    The columns of queries and keys come as 0, D/2, 1, D/2 + 1, ...: the halves that a rotation mixes. They
-    leave in their own order: out [M, HEADS * D] and keys [M, D]. values [M, D]. first: the tile's own first
-    column. c, s: its rotation. A tile belongs to one of the three: its width divides D.
+    Of each, PAIRED columns of the first half come together, then as many of the other. They leave in their
+    own order: out [M, HEADS * D], keys and values [M, D]. first: the tile's own first column. c, s: its
+    rotation. A tile belongs to one head: its width divides D.
     """
-    half: tl.constexpr = acc.shape[1] // 2
+    a, b = _pair(acc)
     head = first // D
-    if head == HEADS + 1:
-        inside = first - head * D + tl.arange(0, 2 * half)
-        whole = (rows < M)[:, None] & (inside < D)[None, :]
-        tl.store(values + rows[:, None] * D + inside[None, :], acc.to(values.dtype.element_ty), whole)
+    if head < HEADS:
+        places = out + head * D
+        width = HEADS * D
     else:
-        a, b = acc.reshape(acc.shape[0], half, 2).split()
-        pairs = (first - head * D) // 2 + tl.arange(0, half)
-        mask = (rows < M)[:, None] & (pairs < D // 2)[None, :]
-        low, high = (a * c - b * s).to(out.dtype.element_ty), (b * c + a * s).to(out.dtype.element_ty)
-        if head == HEADS:
-            key = rows[:, None] * D + pairs[None, :]
-            tl.store(keys + key, low, mask)
-            tl.store(keys + key + D // 2, high, mask)
-        else:
-            places = rows[:, None] * (HEADS * D) + head * D + pairs[None, :]
-            tl.store(out + places, low, mask)
-            tl.store(out + places + D // 2, high, mask)
+        places = keys if head == HEADS else values
+        width = D
+    places += rows[:, None] * width + (first % D // 2 + tl.arange(0, acc.shape[1] // 2))[None, :]
+    mask = (rows < M)[:, None]
+    tl.store(places, (a * c - b * s).to(out.dtype.element_ty), mask)
+    tl.store(places + D // 2, (b * c + a * s).to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _pair(acc):
+    """What belongs together of columns that come PAIRED and PAIRED."""
+    rows: tl.constexpr = acc.shape[0]
+    half: tl.constexpr = acc.shape[1] // 2
+    a, b = acc.reshape(rows, half // PAIRED, 2, PAIRED).trans(0, 1, 3, 2).split()
+    return a.reshape(rows, half), b.reshape(rows, half)

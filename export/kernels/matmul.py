@@ -77,7 +77,7 @@ def _tile(
         mask = (rows < M)[:, None] & (cols < N)[None, :]
         tl.store(out + (split * M + rows)[:, None] * N + cols[None, :], acc.to(out.dtype.element_ty), mask)
     elif EPILOGUE == "rope":
-        c, s = load_rotation(cos, sin, rows, first, M, 0, D, BN)
+        c, s = load_rotation(cos, sin, rows, first, M, 0, HEADS, D, BN)
         store_rope(acc, rows, first, M, out, keys, values, c, s, HEADS, D)
     elif EPILOGUE == "geglu":
         store_geglu(acc, rows, first, M, N, out, inverse_scale)

@@ -7,21 +7,28 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
-from export.kernels.order import after_previous
+from export.kernels.order import LINE, after_previous, ask_ahead
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
 
 @triton.jit
-def norm(
-    x, parts, shift, summed, weight, bias, modulation, out, ROWS, inverse_scale,
-    N: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """out [ROWS, N] of x [ROWS, N], or of x + shift + parts, rounded to bf16 and stored to `summed` too.
+def _added(a, b, c, d):
+    return a + c, b + d
 
-    parts: [SPLITS, ROWS, N]. shift: [N]. These and x: bf16, or fp32 from the patch embedding. weight, bias:
-    bf16 [N] of a LayerNorm. modulation: fp32 scale [N] and shift [N] of adaRMS. WIDTH: the power of two that
-    holds N. Grid: ROWS.
+
+@triton.jit
+def norm(
+    x, parts, shift, gate, summed, weight, bias, modulation, out, ROWS, inverse_scale,
+    N: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, FOLLOWED: tl.constexpr, ADMIT: tl.constexpr,
+):  # fmt: skip
+    """out [ROWS, N] of x [ROWS, N], or of x + gate * (shift + parts), rounded to bf16 and stored to `summed`
+    too.
+
+    parts: [SPLITS, ROWS, N]. shift: [N]. These and x: bf16, or fp32 from the patch embedding. gate: fp32 [N],
+    None for 1. weight, bias: bf16 [N] of a LayerNorm. modulation: fp32 scale [N], shift [N] and gate [N] of
+    adaRMS, and those of the next norm behind them if FOLLOWED. WIDTH: the power of two that holds N.
+    Grid: ROWS.
     """
     columns = tl.arange(0, WIDTH)
     inside = columns < N
@@ -32,19 +39,34 @@ def norm(
     elif weight is not None:
         factor = tl.load(weight + columns, inside, 0.0).to(tl.float32)
         moved = tl.load(bias + columns, inside, 0.0).to(tl.float32)
-    after_previous()
+    if shift is not None:
+        also = tl.load(shift + columns, inside, 0.0).to(tl.float32)
+    if gate is not None:
+        share = tl.load(gate + columns, inside, 0.0)
+    if FOLLOWED and tl.program_id(0) == 0:
+        # A step's are read once and not in the cache; the next norm adds with the gate of this one's.
+        line: tl.constexpr = LINE // 4
+        lines = tl.minimum(tl.arange(0, 4 * WIDTH // line), 4 * N // line - 1)
+        ask_ahead(modulation + 2 * N + lines * line)
+    after_previous(ADMIT)
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     if parts is not None:
+        added = tl.zeros((WIDTH,), tl.float32)
         for split in tl.static_range(SPLITS):
-            values += tl.load(parts + split * ROWS * N + places, inside, 0.0).to(tl.float32)
+            added += tl.load(parts + split * ROWS * N + places, inside, 0.0).to(tl.float32)
         if shift is not None:
-            values += tl.load(shift + columns, inside, 0.0).to(tl.float32)
+            added += also
+        values += added * share if gate is not None else added
         stored = values.to(summed.dtype.element_ty)
         tl.store(summed + places, stored, inside)
         values = stored.to(tl.float32)
     if weight is not None:
-        values = tl.where(inside, values - tl.sum(values, 0) / N, 0.0)
-    values *= tl.rsqrt(tl.sum(values * values, 0) / N + EPSILON)
+        # Both sums with one barrier.
+        total, squares = tl.reduce((values, values * values), 0, _added)
+        mean = total / N
+        values = (values - mean) * tl.rsqrt(squares / N - mean * mean + EPSILON)
+    else:
+        values *= tl.rsqrt(tl.sum(values * values, 0) / N + EPSILON)
     if modulation is not None or weight is not None:
         values = values * factor + moved
     tl.store(out + places, rounded(values, out, inverse_scale), inside)

@@ -3,6 +3,10 @@ wrote when it has ended.
 
 Programmatic dependent launch takes most of the time that a launch costs out of the way, and that of reading
 weights where a kernel reads them first.
+That pays by turns: what a launch fetches ahead stands in the way of what those before it still want, and
+of the word that they have ended. So kernels have a constant that says when the next may come, ADMIT, which
+tuning chooses like a tile.
+
 Before it waits, a kernel may read what no kernel writes, or what was written before a copy, which overlaps
 with nothing; and it may write nothing. Every kernel waits, so all before the previous one have ended too; the
 compiler refuses one that does not (compile.py).
@@ -11,6 +15,11 @@ compiler refuses one that does not (compile.py).
 import triton
 import triton.language as tl
 
+AT_ONCE: tl.constexpr = tl.constexpr(0)
+FETCHED: tl.constexpr = tl.constexpr(1)
+ENDED: tl.constexpr = tl.constexpr(2)
+"""When the next launch's blocks may come: at once, when this launch has what it fetches ahead, or when the
+previous one has ended."""
 LINE: tl.constexpr = tl.constexpr(128)
 """Of the L2 cache, in bytes."""
 ASKED: tl.constexpr = tl.constexpr(16384)
@@ -43,8 +52,11 @@ def admit_next():
 
 
 @triton.jit
-def after_previous():
-    """Lets the next launch's blocks come as soon as all of this one's have, then waits for the previous one's
-    end."""
-    tl.extra.cuda.gdc_launch_dependents()
+def after_previous(ADMIT: tl.constexpr = AT_ONCE):
+    """Waits for the previous launch's end. ADMIT: when the next launch's blocks may come, once all of this
+    one's have; for FETCHED the kernel says so itself, before."""
+    if ADMIT == AT_ONCE:
+        tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
+    if ADMIT == ENDED:
+        tl.extra.cuda.gdc_launch_dependents()

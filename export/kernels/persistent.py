@@ -3,8 +3,8 @@ tile after tile, and its memory engine fetches for the next while this one is mu
 
 Weights are the first operand and rows the second, of which an instruction takes any multiple of eight: a tile
 has BM rows, a power of two, and MORE beside, so that 532 rows are two tiles of 272 and not five of 128. Fewer
-and larger tiles read less from the L2 cache, which is what holds such a product up. One warp fetches, eight
-multiply: plain Triton cannot say so for this chip, Gluon can. Other chips have matmul.py.
+and larger tiles read less from the L2 cache, which is what holds such a product up. One warp fetches, four or
+eight multiply: plain Triton cannot say so for this chip, Gluon can. Other chips have matmul.py.
 """
 
 from triton.experimental import gluon
@@ -16,15 +16,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from export.kernels.epilogue import PAIRED
+from export.kernels.hopper import by_rows, gelu, pair, product_layout
 from export.kernels.order import after_previous
-from pi05_runtime.plan import TILE_WIDTH
 
-
-def tile_type(dtype: str, rows: int, itemsize: int) -> str:
-    """Of an argument that comes by tiles, as Triton writes it. dtype: of its elements, likewise."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=TILE_WIDTH, element_bitwidth=8 * itemsize, rank=2)
-    return f"tensordesc<{dtype}[{rows},{TILE_WIDTH // itemsize}],{layout!r}>"
+BUFFERED: gl.constexpr = gl.constexpr(128)
+"""Rows of a tile whose result has shared memory of its own, through which it goes at once."""
 
 
 @gluon.jit
@@ -33,9 +29,9 @@ def persistent(
     a, w, out, bias, keys, values, cos, sin, length, M, scale, inverse_scale,
     N: gl.constexpr, K: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr, EPILOGUE: gl.constexpr,
     SPLITS: gl.constexpr, BM: gl.constexpr, MORE: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr,
+    STAGES: gl.constexpr, ADMIT: gl.constexpr,
 ):  # fmt: skip
-    """As `matmul`, for all epilogues but rope. w and a come by tiles [BN, BK], [BM, BK] and [MORE, BK] too.
+    """As `matmul`. w and a come by tiles [BN, BK], [BM, BK] and [MORE, BK] too.
 
     MORE: 0 or a multiple of 16. BN divides N, and BK, of 128 bytes, divides K. Grid: any number of programs;
     they take the tiles in turn.
@@ -55,10 +51,11 @@ def persistent(
     used = down if length is None else gl.cdiv(gl.minimum(gl.load(length), M), BM + MORE)
     buffers = (w_bufs, a_bufs, more_bufs, full, empty)
     numbers = (down, used, M, scale, inverse_scale)
+    heads = (keys, values, cos, sin)
     gl.warp_specialize(
         [
-            (_multiply, (buffers, out, bias, numbers, N, K, SPLITS, MORE, EPILOGUE)),
-            (_fetch, (buffers, w_tiles, a_tiles, more_tiles, used, N, K, SPLITS, MORE)),
+            (_multiply, (buffers, out, bias, heads, numbers, N, K, HEADS, D, SPLITS, MORE, EPILOGUE, ADMIT)),
+            (_fetch, (buffers, w_tiles, a_tiles, more_tiles, used, N, K, SPLITS, MORE, ADMIT)),
         ],
         [1],
         [24],
@@ -81,7 +78,7 @@ def _steps(split, K: gl.constexpr, BK: gl.constexpr, SPLITS: gl.constexpr):
 @gluon.jit
 def _fetch(
     buffers, w_tiles, a_tiles, more_tiles, used,
-    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr,
+    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr, ADMIT: gl.constexpr,
 ):  # fmt: skip
     """Fills the ring of buffers, with all tiles' steps one after another; those that are empty from the start
     with weights, before it waits for the previous launch."""
@@ -99,7 +96,7 @@ def _fetch(
     for step in range(ahead):
         mbarrier.expect(full.index(step), BYTES)
         tma.async_load(w_tiles, [column * BN, (first + step) * BK], full.index(step), w_bufs.index(step))
-    after_previous()
+    after_previous(ADMIT)
     n = 0
     for tile in range(mine, TILES * used, gl.num_programs(0)):
         row, column, split = _place(tile, used, N, BN)
@@ -118,8 +115,9 @@ def _fetch(
 
 @gluon.jit
 def _multiply(
-    buffers, out, bias, numbers,
-    N: gl.constexpr, K: gl.constexpr, SPLITS: gl.constexpr, MORE: gl.constexpr, EPILOGUE: gl.constexpr,
+    buffers, out, bias, heads, numbers,
+    N: gl.constexpr, K: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr, SPLITS: gl.constexpr,
+    MORE: gl.constexpr, EPILOGUE: gl.constexpr, ADMIT: gl.constexpr,
 ):  # fmt: skip
     """Empties it. Tiles of no token's rows come last, and are zeros."""
     w_bufs, a_bufs, more_bufs, full, empty = buffers
@@ -128,14 +126,25 @@ def _multiply(
     BN: gl.constexpr = w_bufs.shape[1]
     BK: gl.constexpr = w_bufs.shape[2]
     BM: gl.constexpr = a_bufs.shape[1]
+    BITS: gl.constexpr = w_bufs.dtype.primitive_bitwidth
     ACROSS: gl.constexpr = SPLITS * (N // BN)
     n = 0
     for tile in range(gl.program_id(0), ACROSS * down, gl.num_programs(0)):
-        acc = gl.zeros([BN, BM], gl.float32, _product(BM, BK, gl.num_warps()))
+        acc = gl.zeros([BN, BM], gl.float32, product_layout(BN, BM, BITS, gl.num_warps()))
         if MORE:
-            more = gl.zeros([BN, MORE], gl.float32, _product(MORE, BK, gl.num_warps()))
-        if tile < ACROSS * used:
+            more = gl.zeros([BN, MORE], gl.float32, product_layout(BN, MORE, BITS, gl.num_warps()))
+        has_tokens = tile < ACROSS * used
+        if has_tokens:
             row, column, split = _place(tile, used, N, BN)
+        else:
+            row, column, split = _place(tile - ACROSS * used, down - used, N, BN)
+            row += used
+        rows = row * (BM + MORE)
+        if EPILOGUE == "rope":
+            turn = _rotation(acc, heads, rows, column * BN, M, HEADS, D)
+            if MORE:
+                turn_more = _rotation(more, heads, rows + BM, column * BN, M, HEADS, D)
+        if has_tokens:
             first, end = _steps(split, K, BK, SPLITS)
             for step in range(first, end):
                 slot = n % STAGES
@@ -157,14 +166,72 @@ def _multiply(
             mbarrier.arrive(empty.index((n + STAGES - 1) % STAGES))
         else:
             # A program that had no other tile has seen nothing yet that came after the previous launch.
-            after_previous()
-            row, column, split = _place(tile - ACROSS * used, down - used, N, BN)
-            row += used
-        part = out + split * M * N if EPILOGUE == "parts" else out
-        rows = row * (BM + MORE)
-        _store(acc, part, bias, rows, column * BN, M, scale, inverse_scale, N, EPILOGUE)
-        if MORE:
-            _store(more, part, bias, rows + BM, column * BN, M, scale, inverse_scale, N, EPILOGUE)
+            after_previous(ADMIT)
+        if EPILOGUE == "rope":
+            _spread(acc, turn, out, heads, rows, column * BN, M, scale, HEADS, D)
+            if MORE:
+                _spread(more, turn_more, out, heads, rows + BM, column * BN, M, scale, HEADS, D)
+        else:
+            part = out + split * M * N if EPILOGUE == "parts" else out
+            _store(acc, part, bias, rows, column * BN, M, scale, inverse_scale, N, EPILOGUE)
+            if MORE:
+                _store(more, part, bias, rows + BM, column * BN, M, scale, inverse_scale, N, EPILOGUE)
+
+
+@gluon.jit
+def _rotation(acc, heads, first_row, first, M, HEADS: gl.constexpr, D: gl.constexpr):
+    """As epilogue.load_rotation, as the tile `acc` will need it."""
+    _, _, cos, sin = heads
+    half, _ = pair(acc)
+    rows = first_row + gl.arange(0, half.shape[1], gl.SliceLayout(0, half.type.layout))
+    pairs = first % D // 2 + gl.arange(0, half.shape[0], gl.SliceLayout(1, half.type.layout))
+    angles = rows[None, :] * (D // 2) + pairs[:, None]
+    turned = (rows < gl.where(first < (HEADS + 1) * D, M, 0))[None, :]
+    return gl.load(cos + angles, turned, 1.0), gl.load(sin + angles, turned, 0.0)
+
+
+@gluon.jit
+def _spread(
+    acc, turn, out, heads, first_row, first, M, scale, HEADS: gl.constexpr, D: gl.constexpr
+):  # fmt: skip
+    """As epilogue.store_rope."""
+    keys, values, _, _ = heads
+    a, b = pair(acc * scale)
+    c, s = turn
+    head = first // D
+    if head < HEADS:
+        places = out + head * D
+        width = HEADS * D
+    else:
+        places = keys if head == HEADS else values
+        width = D
+    places += first % D // 2
+    _write(a * c - b * s, places, first_row, M, width)
+    _write(b * c + a * s, places + D // 2, first_row, M, width)
+
+
+@gluon.jit
+def _write(acc, out, first_row, M, width):
+    """A tile, whose first dimension are columns, to `out` [M, width] from `first_row` on."""
+    x = _turned(acc.to(out.dtype.element_ty), acc.shape[1])
+    rows = first_row + gl.arange(0, x.shape[0], gl.SliceLayout(1, x.type.layout))
+    cols = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
+    gl.store(out + rows[:, None] * width + cols[None, :], x, (rows < M)[:, None])
+
+
+@gluon.jit
+def _turned(x, rows: gl.constexpr):
+    """The transpose of 16-bit columns, eight of them a thread. rows: of the tile that x is."""
+    columns: gl.constexpr = x.shape[0]
+    back: gl.constexpr = by_rows(columns, 16, gl.num_warps())
+    if rows > BUFFERED:
+        return gl.convert_layout(x.permute([1, 0]), back)
+    else:
+        # With two barriers, where a conversion has two for every few numbers.
+        held: gl.constexpr = gl.SwizzledSharedLayout(8, 1, min(8, columns // 8), [1, 0])
+        buffer = gl.allocate_shared_memory(x.dtype, [x.shape[1], columns], held)
+        buffer.store(x.permute([1, 0]))
+        return buffer.load(back)
 
 
 @gluon.jit
@@ -177,41 +244,24 @@ def _store(
         places = first + gl.arange(0, acc.shape[0], gl.SliceLayout(1, acc.type.layout))
         acc += gl.load(bias + places).to(gl.float32)[:, None]
     if EPILOGUE == "geglu":
-        half: gl.constexpr = acc.shape[0] // 2
-        pairs = acc.reshape([half // PAIRED, 2, PAIRED, acc.shape[1]]).permute([0, 2, 3, 1])
-        gate, up = pairs.split()
-        acc = (_gelu(gate) * up).reshape([half, acc.shape[1]])
+        gate, up = pair(acc)
+        acc = gelu(gate, out) * up
         first //= 2
     elif EPILOGUE == "gelu":
-        acc = _gelu(acc)
+        acc = gelu(acc, out)
     width: gl.constexpr = N // 2 if EPILOGUE == "geglu" else N
-    columns: gl.constexpr = acc.shape[0]
-    back: gl.constexpr = _by_rows(columns, gl.num_warps())
-    cols = first + gl.arange(0, columns, gl.SliceLayout(0, back))
     if out.dtype.element_ty == gl.float8e4nv:
-        # Two rows' codes come out of one conversion, and go through shared memory together.
+        # Two rows' codes come out of one conversion, and are turned together.
         acc *= inverse_scale
-        upper, lower = acc.reshape([columns, acc.shape[1] // 2, 2]).split()
-        codes = gl.convert_layout(_codes(upper, lower).permute([1, 0]), back)
-        rows = first_row + 2 * gl.arange(0, acc.shape[1] // 2, gl.SliceLayout(1, back))
+        upper, lower = acc.reshape([acc.shape[0], acc.shape[1] // 2, 2]).split()
+        codes = _turned(_codes(upper, lower), acc.shape[1])
+        rows = first_row + 2 * gl.arange(0, codes.shape[0], gl.SliceLayout(1, codes.type.layout))
+        cols = first + gl.arange(0, codes.shape[1], gl.SliceLayout(0, codes.type.layout))
         places = out + rows[:, None] * width + cols[None, :]
         gl.store(places, _code(codes), (rows < M)[:, None])
         gl.store(places + width, _code(codes >> 8), (rows + 1 < M)[:, None])
     else:
-        turned = gl.convert_layout(acc.to(out.dtype.element_ty).permute([1, 0]), back)
-        rows = first_row + gl.arange(0, acc.shape[1], gl.SliceLayout(1, back))
-        gl.store(out + rows[:, None] * width + cols[None, :], turned, (rows < M)[:, None])
-
-
-@gluon.jit
-def _gelu(x):
-    """As epilogue.gelu, in half the instructions: the logistic function takes the chip's own 2^x and 1/x."""
-    power = x * (-2.302208198 - 0.1029432396 * x * x)
-    share = gl.inline_asm_elementwise(
-        "{ .reg .f32 e; ex2.approx.ftz.f32 e, $1; add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 $0, e; }",
-        "=f,f", [power], gl.float32, is_pure=True, pack=1,
-    )  # fmt: skip
-    return x * share
+        _write(acc, out + first, first_row, M, width)
 
 
 @gluon.jit
@@ -225,17 +275,3 @@ def _codes(low, high):
 @gluon.jit
 def _code(codes):
     return (codes & 0xFF).to(gl.uint8).to(gl.float8e4nv, bitcast=True)
-
-
-@gluon.constexpr_function
-def _product(rows, depth, warps):
-    """How the instructions leave a product: each takes 64 weights, `rows` and a quarter of `depth`."""
-    shape = [16, rows, depth // 4]
-    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=shape)
-
-
-@gluon.constexpr_function
-def _by_rows(columns, warps):
-    """Eight columns a thread."""
-    lanes = min(32, columns // 8)
-    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [warps, 1], [1, 0])

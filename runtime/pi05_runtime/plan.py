@@ -6,6 +6,7 @@ compiled ahead of time for one compute capability, and needs the CUDA driver and
 """
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A matrix that the chip's memory engine fetches by tiles, with zeros beyond its end. argument: index of
-    the weight or scratch that it is, of `rows` x `columns` elements of `itemsize` bytes. height: rows of a
-    tile, whose columns are TILE_WIDTH."""
+    """A matrix that the memory engine fetches by tiles, with zeros beyond its end, or stores. argument:
+    index of the weight, scratch or port that it is, of `rows` x `columns` elements of `itemsize` bytes.
+    height: rows of a tile, whose columns are TILE_WIDTH."""
 
     argument: int
     rows: int
@@ -193,12 +194,14 @@ def _contradiction(file: PlanFile) -> str | None:
                     case _:
                         pass
             for tiled in (t for v in launch.variants for t in v.tiled):
-                if not _fits(tiled, launch, places):
+                if not _fits(tiled, launch, places, shaped.shapes):
                     return f"{launch.name}: tiles of argument {tiled.argument}, which has no such matrix"
     return None
 
 
-def _fits(tiled: Tiled, launch: Launch, places: dict[str, tuple[int, int]]) -> bool:
+def _fits(
+    tiled: Tiled, launch: Launch, places: dict[str, tuple[int, int]], shapes: dict[str, tuple[int, ...]]
+) -> bool:
     """Whether a launch's argument holds the matrix, and the memory engine takes it."""
     aligned = tiled.itemsize in (1, 2) and tiled.columns * tiled.itemsize % _PITCH == 0
     if not (aligned and 0 < tiled.height <= _HIGHEST and 0 <= tiled.argument < len(launch.arguments)):
@@ -208,9 +211,12 @@ def _fits(tiled: Tiled, launch: Launch, places: dict[str, tuple[int, int]]) -> b
             size = places[name][1]
         case Scratch(_, size):
             pass
+        case Port(name, offset):
+            size = math.prod(shapes[name]) * tiled.itemsize - offset
+            aligned = offset % _PITCH == 0
         case _:
             return False
-    return 0 < tiled.rows * tiled.columns * tiled.itemsize <= size
+    return aligned and 0 < tiled.rows * tiled.columns * tiled.itemsize <= size
 
 
 def _damaged(path: Path, found: str) -> EngineError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from triton.experimental.gluon._runtime import GluonJITFunction
 
 from export.engine.plan.builder import TYPES
 from export.kernels.compile import KERNELS, Binary, Refused, Specialization
@@ -17,13 +18,17 @@ ELEMENTS = {kind: dtype for dtype, kind in TYPES.items()} | {"u8": torch.uint8}
 
 
 def stand_ins(wanted: Sequence[Specialization]) -> dict[Specialization, Binary | Refused]:
-    """In place of machine code, the number of what is to be interpreted, which Gluon's kernel cannot be."""
+    """In place of machine code, the number of what is to be interpreted, which Gluon's kernels cannot be."""
     return {
         s: Refused("not interpreted")
-        if s.kernel == "persistent"
+        if isinstance(_kernel(s), GluonJITFunction)
         else Binary(str(i).encode(), s.kernel, 0, s.warps * 32, 1, 0, {}, True)
         for i, s in enumerate(wanted)
     }
+
+
+def _kernel(wanted: Specialization) -> Any:
+    return getattr(import_module(f"export.kernels.{KERNELS[wanted.kernel]}"), wanted.kernel)
 
 
 class InterpretingDevice(HostDevice):
@@ -61,9 +66,8 @@ class InterpretingDevice(HostDevice):
             name: pointer(value, kind) if kind[0] == "*" else value
             for (name, kind), value in zip(operands, values[:-2], strict=True)
         }
-        module = import_module(f"export.kernels.{KERNELS[wanted.kernel]}")
         self.launched.append(wanted.kernel)
-        getattr(module, wanted.kernel)[grid](**given, **dict(wanted.constants))
+        _kernel(wanted)[grid](**given, **dict(wanted.constants))
 
 
 def pointer(address: int, kind: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.engine.plan.source import interleave_halves, interleave_pair
+from export.engine.plan.source import interleave_heads, interleave_pair
 from export.kernels.matmul import matmul
 from tests.kernels.operands import FP8, bf16, codes, near, rope_tables, rotate
 
@@ -98,7 +98,7 @@ def test_rope_spreads_queries_keys_and_values(heads: int, dim: int, columns: int
         "sin": sin,
         "length": torch.tensor([length], dtype=torch.int32),
     }
-    arranged = interleave_halves(w, heads + 1, dim)
+    arranged = interleave_heads(w, dim)
     run(a, arranged, q, EPILOGUE="rope", HEADS=heads, D=dim, **given | {"BN": columns})
     queries, keys, values = (a.float() @ w.float().T).split([heads * dim, dim, dim], 1)
     near(k[:length], rotate(keys, cos, sin)[:length])

@@ -1,7 +1,6 @@
 """SM90's persistent product. Nothing interprets Gluon: here it is compiled and read, and it runs where there
 is such a GPU, against fp32 PyTorch."""
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -12,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-from export.engine.plan.builder import Builder, Call, WeightValue
-from export.engine.plan.products import added, ceil, matmul
+from export.engine.plan.builder import Builder, Call
+from export.engine.plan.products import Heads, added, ceil, matmul
 from export.engine.plan.source import Linear, Source
 from export.kernels.compile import Binary, Chip, Refused, Specialization, compile_kernels
-from pi05_runtime.engines.driver import CudaDevice
-from tests.kernels.operands import FP8, bf16, codes, near
+from tests.kernels.launching import need_sm90, run
+from tests.kernels.operands import FP8, bf16, codes, near, rope_tables, rotate
 
 SM90 = Chip(90)
 if not hasattr(tma, "async_load"):
@@ -43,7 +42,13 @@ CASES = [
     Case(530, 256, 640, "parts", fp8=False, length=530),
     Case(512, 384, 1152, "gelu"),
     Case(97, 128, 256, "linear"),
+    Case(532, 512, 256, "rope", length=300),
+    Case(100, 512, 192, "rope", fp8=False),
 ]
+
+
+QUERIES, DIM = 2, 128
+"""Of those that rotate."""
 
 
 class Layer:
@@ -72,6 +77,11 @@ def described(case: Case, layer: Layer) -> tuple[Builder, Call]:
     length = b.port("length", torch.int32) if case.length else None
     if case.epilogue == "parts":
         added(b, source, "product", x, case.rows, length=length)
+    elif case.epilogue == "rope":
+        to = (b.result(torch.bfloat16, case.rows, heads * DIM) for heads in (QUERIES, 1, 1))
+        angles = rope_tables(case.rows, DIM)
+        turn = (b.weight(name, lambda x=x: x.cpu()) for name, x in zip(("cos", "sin"), angles, strict=True))
+        matmul(b, source, "product", x, case.rows, heads=Heads(QUERIES, DIM, *to, *turn), length=length)
     else:
         following = Linear(layer.weight, 1.0, 1 / 8) if coded(case) else None
         out = out if coded(case) or not case.fp8 else b.result(torch.bfloat16, case.rows, case.n)
@@ -83,7 +93,7 @@ def described(case: Case, layer: Layer) -> tuple[Builder, Call]:
 
 
 def coded(case: Case) -> bool:
-    return case.fp8 and case.epilogue != "linear"
+    return case.fp8 and case.epilogue in ("geglu", "gelu")
 
 
 @cache
@@ -98,7 +108,8 @@ def test_every_tile_compiles_to_full_rate_instructions(case: Case) -> None:
     assert found
     for wanted, binary in found.items():
         assert isinstance(binary, Binary), (wanted.constants, binary)
-        assert set(binary.tensor) == {"QGMMA" if case.fp8 else "HGMMA"} and binary.threads == 384
+        assert set(binary.tensor) == {"QGMMA" if case.fp8 else "HGMMA"}
+        assert binary.threads == 32 * (wanted.warps + 4), "one that fetches, of a group of four"
 
 
 def expected(case: Case, layer: Layer, a: Tensor, splits: int) -> Tensor:
@@ -110,6 +121,11 @@ def expected(case: Case, layer: Layer, a: Tensor, splits: int) -> Tensor:
     if case.epilogue == "parts":
         return sums[:, : case.length]
     y = sums.sum(0)
+    if case.epilogue == "rope":
+        heads, angles = y.unflatten(1, (-1, DIM)), rope_tables(case.rows, DIM)
+        c, s = (angle.cuda()[:, None] for angle in angles)
+        turned, values = heads.split([QUERIES + 1, 1], 1)
+        return torch.cat([rotate(turned, c, s), values], 1).flatten(1)[: case.length]
     if case.epilogue == "geglu":
         gate, up = y.split(case.n // 2, 1)
         return F.gelu(gate, approximate="tanh") * up
@@ -120,13 +136,11 @@ def expected(case: Case, layer: Layer, a: Tensor, splits: int) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES)
 def test_product(case: Case) -> None:
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("runs on SM90 alone")
+    need_sm90()
     layer = Layer(case)
     b, call = described(case, layer)
     a = (codes if case.fp8 else bf16)(case.rows, case.k).cuda()
     length = torch.tensor([case.length or 0], dtype=torch.int32, device="cuda")
-    device = CudaDevice()
     for candidate in call.variants:
         wanted = candidate.wanted
         if wanted.kernel != "persistent":
@@ -134,34 +148,18 @@ def test_product(case: Case) -> None:
         binary, tile = compiled(case)[wanted], dict(wanted.constants)
         assert isinstance(binary, Binary)
         want = expected(case, layer, a, int(tile["SPLITS"] or 1))
-        scale = want.abs().max().item() / 448 if coded(case) and case.epilogue != "parts" else 1.0
-        dtype = FP8 if scale != 1.0 else torch.bfloat16
-        shape = [*want.shape[:-2], case.rows, want.shape[-1]]
-        out = torch.full(shape, float("nan"), device="cuda").to(dtype)
-        memory: dict[str, Any] = {"a": a, "out": out, "length": length, "inverse_scale": 1 / scale}
-        names = [
-            n for n, kind in wanted.signature if kind != "constexpr" and not kind.startswith("tensordesc")
-        ]
-        weights = {n: w.cuda() for n, w in b.weights.items()}
-        given = [
-            memory.get(name, weights[value.name] if isinstance(value, WeightValue) else value)
-            for name, value in zip(names, call.operands, strict=True)
-        ]
-        values, types = [], []
-        for tiled in candidate.tiled:
-            address = given[tiled.argument].data_ptr()
-            values += [device.describe_tiles(address, tiled), tiled.rows, tiled.columns, tiled.columns, 1]
-            types += [None, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
-        for value in given:
-            values.append(value.data_ptr() if isinstance(value, Tensor) else value)
-            number = ctypes.c_int32 if isinstance(value, int) else ctypes.c_float
-            types.append(ctypes.c_void_p if isinstance(value, Tensor) else number)
-        values, types = [*values, 0, 0], [*types, ctypes.c_void_p, ctypes.c_void_p]
-        module = device.load_module(torch.frombuffer(bytearray(binary.code), dtype=torch.uint8).numpy())
-        kernel = device.find_kernel(module, binary.entry, binary.shared)
-        arguments = (tuple(values), tuple(types))
-        device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0)
-        device.synchronize(0)
+        scale = want.abs().max().item() / 448 if coded(case) else 1.0
+        dtype = FP8 if coded(case) else torch.bfloat16
+        widths = {"out": want.shape[-1]}
+        if case.epilogue == "rope":
+            widths = {"out": QUERIES * DIM, "keys": DIM, "values": DIM}
+        results = {
+            name: torch.full((*want.shape[:-2], case.rows, width), float("nan"), device="cuda").to(dtype)
+            for name, width in widths.items()
+        }
+        memory: dict[str, Any] = {"a": a, "length": length, "inverse_scale": 1 / scale, **results}
+        run(b, call, candidate, binary, memory)
+        out = torch.cat(list(results.values()), -1)
         near(out[..., : want.shape[-2], :].float() * scale, want, 4e-2 if dtype == FP8 else 5e-3)
         height = int(tile["BM"] or 0) + int(tile["MORE"] or 0)
         beyond = out[..., ceil(case.length or case.rows, height) * height :, :]

@@ -4,26 +4,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.engine.plan.source import interleave_halves, interleave_pair
-from export.engine.plan.tiles import skinny_tiles, tiles
+from export.engine.plan.source import interleave_heads, interleave_pair
+from export.engine.plan.tiles import skinny_tiles
 from export.kernels.epilogue import PAIRED
 from export.kernels.skinny import skinny
 from tests.kernels.operands import FP8, bf16, codes, fp32, near, rope_tables, rotate
 
-OPTIONAL = ("bias", "residual", "gate", "keys", "values", "cos", "sin", "length", "dt")
+OPTIONAL = ("bias", "residual", "keys", "values", "cos", "sin", "length", "dt")
 
 
-def run(a, w, out, choices=(), **given):
+def run(a, w, out, **given):
     """The kernel with every choice of tiles that its shape has; all must agree."""
     rows, (n, k) = len(a), w.shape
-    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear"}
+    constants = {"N": n, "K": k, "HEADS": 0, "D": 0, "EPILOGUE": "linear", "SPLITS": 1}
     constants |= {name: given.pop(name) for name in constants.keys() & given.keys()}
     scales = {"scale": 1.0, "inverse_scale": 1.0}
-    least = 2 * PAIRED.value if constants["EPILOGUE"] == "geglu" else 1
-    choices = choices or list(skinny_tiles(n, k, constants["D"], least))
+    least = 2 * PAIRED.value if constants["EPILOGUE"] in ("geglu", "rope") else 1
+    choices = list(skinny_tiles(n, k // constants["SPLITS"], constants["D"], least))
     assert choices
     for one in choices:
-        grid = (-(-n // one["BN"]), -(-rows // one["BM"]))
+        grid = (-(-n // one["BN"]), -(-rows // one["BM"]), constants["SPLITS"])
         operands = dict.fromkeys(OPTIONAL) | scales | given
         skinny[grid](a, w, out, M=rows, **operands, **constants, **dict(one.constants), num_warps=one.warps)
         yield out
@@ -31,23 +31,31 @@ def run(a, w, out, choices=(), **given):
 
 @pytest.mark.parametrize("rows", [5, 10, 16, 50])
 @pytest.mark.parametrize(("n", "k"), [(40, 96), (32, 128), (128, 32)])
-def test_gate_and_residual(rows: int, n: int, k: int) -> None:
-    a, w, gate, residual = codes(rows, k), codes(n, k), fp32(n), bf16(rows, n)
-    out = torch.empty(rows, n).bfloat16()
-    for found in run(a, w, out, residual=residual, gate=gate, scale=0.3):
-        near(found, a.float() @ w.float().T * 0.3 * gate + residual.float())
+def test_bias(rows: int, n: int, k: int) -> None:
+    a, w, bias = codes(rows, k), codes(n, k), bf16(n)
+    for found in run(a, w, torch.empty(rows, n).bfloat16(), bias=bias, scale=0.3):
+        near(found, a.float() @ w.float().T * 0.3 + bias.float())
 
 
 @pytest.mark.parametrize("rows", [10, 50])
-@pytest.mark.parametrize("turned", [0, 1])
-def test_geglu_in_codes(rows: int, turned: int) -> None:
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_parts_of_a_sum(rows: int, splits: int) -> None:
+    a, w = codes(rows, 256), codes(40, 256)
+    parts = zip(a.float().chunk(splits, 1), w.float().chunk(splits, 1), strict=True)
+    expected = torch.stack([x @ y.T * 0.3 for x, y in parts])
+    out = torch.full((splits, rows, 40), torch.nan).bfloat16()
+    for found in run(a, w, out, scale=0.3, EPILOGUE="parts", SPLITS=splits):
+        near(found, expected)
+
+
+@pytest.mark.parametrize("rows", [10, 50])
+def test_geglu_in_codes(rows: int) -> None:
     x, w = codes(rows, 128), codes(128, 128)
     gate, up = w.float().split(64)
     expected = F.gelu(x.float() @ gate.T * 0.01, approximate="tanh") * (x.float() @ up.T * 0.01)
     scale = expected.abs().max().item() / 448
     given = {"scale": 0.01, "inverse_scale": 1 / scale, "EPILOGUE": "geglu"}
-    tall = [tiles(4, 2, BM=16, BN=64, SLICES=1, WIDTH=128, TURNED=1)] if turned else []
-    for found in run(x, interleave_pair(w), torch.empty(rows, 64).to(FP8), tall, **given):
+    for found in run(x, interleave_pair(w), torch.empty(rows, 64).to(FP8), **given):
         near(found.float() * scale, expected, tolerance=4e-2)
 
 
@@ -68,7 +76,7 @@ def test_rope_begins_behind_the_prefix(heads: int) -> None:
     y = x.float() @ w.float().T
     queries, keys, values = y.split([heads * dim, dim, dim], 1)
     c, s = cos[start:], sin[start:]
-    for _ in run(x, interleave_halves(w, heads + 1, dim), q, **given):
+    for _ in run(x, interleave_heads(w, dim), q, **given):
         near(k, rotate(keys, c, s))
         near(v, values)
         near(q, rotate(queries.unflatten(1, (heads, dim)), c[:, None], s[:, None]).flatten(1))

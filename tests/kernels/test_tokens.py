@@ -14,11 +14,11 @@ from export.kernels.norm import norm
 from tests.kernels.operands import FP8, bf16, fp32, near, rms
 
 
-def run(x, out, scale=1.0, **given):
-    names = ("parts", "shift", "summed", "weight", "bias", "modulation")
+def run(x, out, scale=1.0, followed=0, **given):
+    names = ("parts", "shift", "gate", "summed", "weight", "bias", "modulation")
     splits = len(given["parts"]) if "parts" in given else 0
     norm[(len(x),)](
-        x, *(given.get(name) for name in names), out, len(x), scale, x.shape[1], 2048, splits
+        x, *(given.get(name) for name in names), out, len(x), scale, x.shape[1], 2048, splits, followed, 0
     )  # fmt: skip
     return out
 
@@ -31,9 +31,11 @@ def test_norms(width: int) -> None:
     near(run(x, out), rms(x))
     codes = run(x, torch.empty(5, width).to(FP8), 100.0)
     assert torch.equal(codes.float(), (rms(x) * 100).clamp(-448, 448).to(FP8).float())
-    modulation = fp32(3 * width)
+    modulation = fp32(6 * width)
     modulated = rms(x) * (1 + modulation[:width]) + modulation[width : 2 * width]
-    near(run(x, torch.empty(5, width), modulation=modulation), modulated, tolerance=1e-6)
+    for followed in (0, 1):
+        found = run(x, torch.empty(5, width), modulation=modulation, followed=followed)
+        near(found, modulated, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("make", [bf16, fp32])
@@ -44,6 +46,9 @@ def test_parts_are_added_before_the_norm(splits: int, make: Callable[..., Tensor
     run(x, out, parts=parts, shift=shift, summed=summed)
     near(summed, x.float() + parts.float().sum(0) + shift.float())
     near(out, rms(summed))
+    gate = fp32(72)
+    run(x, out, parts=parts, gate=gate, summed=summed)
+    near(summed, x.float() + gate * parts.float().sum(0))
 
 
 def test_patches_are_fp32() -> None:

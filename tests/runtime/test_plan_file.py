@@ -111,6 +111,27 @@ def test_a_matrix_by_tiles_comes_before_the_arguments(tmp_path: Path) -> None:
     program.close()
 
 
+def test_a_port_by_tiles_is_described_where_it_is(tmp_path: Path) -> None:
+    device, tiled = LaunchingDevice(), Tiled(0, rows=3, columns=8, itemsize=2, height=8)
+    shapes = SHAPES | {"images": (4, 8)}
+
+    def plan(offset: int) -> Plan:
+        arguments = (Port("images", offset), *LAUNCH.arguments[1:])
+        launch = replace(LAUNCH, variants=(Variant(0, (3, 2, 1), (tiled,)),), arguments=arguments)
+        return replace(PLAN, shaped=(Shaped(shapes, (launch,), 320),))
+
+    for offset in (8, 32):
+        with pytest.raises(EngineError, match="tiles of argument 0"):
+            read_plan(save(tmp_path, plan(offset)))
+    program = PlanProgram({"vision": save(tmp_path, plan(16))}, SIGNATURES, device)
+    bound = program.bind("vision", shapes, 5)
+    for port in (1 << 20, 1 << 21):
+        bound({name: port for name in PORTS}, stream=5)
+        *_, (values, types), _ = device.launched[-1]
+        assert values[:6] == ((port + 16, tiled), 3, 8, 8, 1, port + 16) and len(types) == 12
+    program.close()
+
+
 def test_shapes_that_it_was_not_made_for(tmp_path: Path) -> None:
     program = PlanProgram({"vision": save(tmp_path)}, SIGNATURES, LaunchingDevice())
     with pytest.raises(EngineError, match=r"shapes .* found, one of .* expected"):

@@ -5,8 +5,8 @@ graph, so that what a decision costs beyond its networks can be seen.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ SAMPLE_DIGITS = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. engines: as for `pi05_runtime.load`. parameters: whose weights they are."""
+    """What is measured. engines: as for `pi05_runtime.load`. parameters: whose weights they are. keep: layers
+    that a recipe leaves in bf16, where the manifest knows nothing of ONNX and its variants."""
 
     name: str
     profile: str
@@ -51,6 +52,7 @@ class Subject:
     target: str
     parameters: str
     engines: Path | None = None
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
             loading=loading,
             steps=(),
             floors={},
+            keep=_kept(subject, manifest),
         )
         decisions: dict[int, tuple[list[float], dict[str, Timing]]] = {}
         for n in steps:
@@ -154,9 +157,9 @@ def _launches(
     folder, entries = engine_files(subject.bundle, manifest, subject.target, subject.engines)
     files = {network: folder / entry.file for network, entry in entries.items()}
     choices = chosen_variants(subject.bundle, subject.target, subject.engines)
-    shape, g, keep = run.shape, manifest.geometry, _kept(run, manifest)
+    shape, g = run.shape, manifest.geometry
     costs = {
-        c: parts(c, g, shape.views, shape.prefix, shape.horizon, recipe, keep[c])
+        c: parts(c, g, shape.views, shape.prefix, shape.horizon, recipe, run.keep[c])
         for c, recipe in run.recipes.items()
     }
     return kernel_table(networks, program, files, choices, costs, steps, chip)
@@ -183,9 +186,8 @@ def _finished(
 ) -> Run:
     """The run with all that follows from what was measured."""
     shape = run.shape
-    keep = _kept(run, manifest)
     costs = {
-        c: cost(c, manifest.geometry, shape.views, shape.prefix, shape.horizon, recipe, keep[c])
+        c: cost(c, manifest.geometry, shape.views, shape.prefix, shape.horizon, recipe, run.keep[c])
         for c, recipe in run.recipes.items()
     }
     least = {c: counted.milliseconds(chip) if chip else None for c, counted in costs.items()}
@@ -224,11 +226,12 @@ def _finished(
     return replace(run, steps=done, floors=floors, seed=seed_rows(done))
 
 
-def _kept(run: Run, manifest: Manifest) -> dict[str, Sequence[str]]:
+def _kept(subject: Subject, manifest: Manifest) -> dict[str, tuple[str, ...]]:
     """Component -> patterns of the layers that its recipe leaves in bf16."""
     return {
-        c: next((v.keep for v in manifest.components.get(c, ()) if v.recipe == recipe), ())
-        for c, recipe in run.recipes.items()
+        c: subject.keep.get(c)
+        or next((v.keep for v in manifest.components.get(c, ()) if v.recipe == recipe), ())
+        for c, recipe in _recipes(subject, manifest).items()
     }
 
 

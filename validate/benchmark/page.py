@@ -109,6 +109,8 @@ def _overview(report: Report) -> str:
 def _run(run: Run) -> str:
     shape, height_width = run.shape, " x ".join(map(str, run.shape.image))
     precision = ", ".join(f"{c} {r}" for c, r in run.recipes.items())
+    kept = ", ".join(f"{c}.{name}" for c, names in run.keep.items() for name in names)
+    precision += f" ({kept} in bf16)" if kept else ""
     words = (
         f"{_shape(run)}; images of {height_width}; {precision}; {shape.parameters}. The golden sample passed "
         f"first: smallest cosine {min(run.golden.cosine.values()):.6f}, at least {run.golden.threshold} "

@@ -172,7 +172,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A bundle on a target. recipes: component -> precision. load_s: until the policy could be asked.
+    """A bundle on a target. recipes: component -> precision. keep: component -> layers that its recipe leaves
+    in bf16, as patterns. load_s: until the policy could be asked.
     first_s: its first decision, warm-up and captures included. outside: on a GPU, what a decision does
     besides its networks: `fill`, bringing its inputs into pinned memory, and `copies`, a graph of all its
     copies and, where the GPU resizes frames, of that. launches: of kernel plans, in their order. missing:
@@ -193,6 +194,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peers: tuple[Peer, ...] = ()
     missing: tuple[str, ...] = ()
     seed: dict[str, SeedRow] = {}
+    keep: dict[str, tuple[str, ...]] = {}
 
 
 class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -34,7 +34,7 @@ from pi05_runtime.plan import METADATA, Kernel, Launch, Plan, Shaped, Staging, V
 from pi05_runtime.targets import find_target
 from pi05_runtime.verify import hash_file
 
-PRODUCTS = ("matmul", "persistent", "skinny")
+PRODUCTS = ("matmul", "persistent", "skinny", "tall")
 """Kernels that multiply by a layer's weight, their argument `w`."""
 
 

@@ -16,7 +16,7 @@ from export.engine.plan.arena import Life, place
 from export.engine.plan.measured import best_first, kind
 from export.engine.plan.tiles import Tiles
 from export.kernels.compile import Chip, Specialization
-from export.kernels.persistent import tile_type
+from export.kernels.hopper import tile_type
 from pi05_runtime.plan import ALIGNMENT, Argument, Float, Int, Port, Scratch, Tiled, Weight
 
 TYPES = {torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8e4nv", torch.float32: "fp32", torch.int32: "i32"}
@@ -57,14 +57,25 @@ Operand = Value | int | float | None
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """An operand [rows, columns] of which a kernel gets tiles [height, width]; none if height is 0."""
+
+    operand: str
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Way:
     """A kernel for a launch, a Triton function, and how it may be cut. tiled: its first arguments, if it gets
-    operands [rows, K] by tiles -> (which, what its rows are, what a tile's are: if 0, there is none)."""
+    operands by tiles."""
 
     kernel: Any
     tiles: Sequence[Tiles]
     grid: Callable[[Tiles], tuple[int, ...]]
-    tiled: Mapping[str, tuple[str, str, str]] = field(default_factory=dict[str, tuple[str, str, str]])
+    tiled: Callable[[Tiles], Mapping[str, Tiling]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -153,18 +164,19 @@ def _candidate(
     way: Way, choice: Tiles, given: Mapping[str, Value | int | float], constants: Mapping[str, int | str]
 ) -> Candidate:
     fixed = {**constants, **dict(choice.constants)}
-    sizes = {n: v for n, v in {**given, **fixed}.items() if isinstance(v, int)}
     kinds = {n: _type(v) for n, v in given.items()}
     tiled: list[Tiled] = []
-    for name, (operand, rows, height) in way.tiled.items():
-        value = given[operand]
-        if sizes[height] and isinstance(value, Value):
-            kinds[name] = tile_type(TYPES[value.dtype], sizes[height], value.dtype.itemsize)
-            index = list(given).index(operand)
-            tiled.append(Tiled(index, sizes[rows], sizes["K"], value.dtype.itemsize, sizes[height]))
+    for name, of in way.tiled(choice).items():
+        value = given[of.operand]
+        if of.height and isinstance(value, Value):
+            size = value.dtype.itemsize
+            kinds[name] = tile_type(TYPES[value.dtype], of.height, of.width, size)
+            tiled.append(Tiled(list(given).index(of.operand), of.rows, of.columns, size, of.height))
     signature = tuple((n, kinds.get(n, "constexpr")) for n in way.kernel.arg_names)
     values = tuple((n, fixed.get(n)) for n, kind in signature if kind == "constexpr")
-    wanted = Specialization(way.kernel.fn.__name__, signature, values, choice.warps, choice.stages)
+    wanted = Specialization(
+        way.kernel.fn.__name__, signature, values, choice.warps, choice.stages, choice.registers
+    )
     x, y, z = (*way.grid(choice), 1, 1)[:3]
     return Candidate(wanted, (x, y, z), tuple(tiled))
 

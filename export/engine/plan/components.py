@@ -4,7 +4,17 @@ import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
 from export.engine.plan.launches import BF16, attention, decode_attention, norm
-from export.engine.plan.products import Heads, activations, added, ceil, matmul, skinny, thirds, weight
+from export.engine.plan.products import (
+    Heads,
+    activations,
+    added,
+    ceil,
+    matmul,
+    skinny,
+    skinny_added,
+    thirds,
+    weight,
+)
 from export.engine.plan.source import Source
 from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed
@@ -121,29 +131,35 @@ def denoise(b: Builder, s: Source, g: Geometry, horizon: int, prefix: int) -> No
 
     h: Value = b.result(BF16, horizon, e.width)
     skinny(b, s, "action_in", b.port("x", FP32), horizon, out=h)
+    parts = gate = None
     for i in range(e.depth):
         layer = f"layers.{i}"
         qkv, gate_up, down = (s.linear(f"{layer}.{name}") for name in ("qkv", "gate_up", "down"))
         queried = b.result(BF16, horizon, e.heads, e.head_dim)
         own = (b.result(BF16, horizon, e.head_dim), b.result(BF16, horizon, e.head_dim))
         heads = Heads(e.heads, e.head_dim, queried, *own, cos, sin)
-        y, _ = norm(b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, modulation=part(2 * i, 0))
+        y, h = norm(
+            b, s, f"{layer}.attention_norm", h, horizon, e.width, qkv, parts=parts, gate=gate,
+            modulation=part(2 * i, 0), followed=True,
+        )  # fmt: skip
         skinny(b, s, f"{layer}.qkv", y, horizon, heads=heads, length=length)
         keys, values = (b.port(name, BF16, i * prefix * e.head_dim) for name in ("keys", "values"))
         mixed = decode_attention(
             b, layer, heads, horizon, prefix, keys, values, length, s.linear(f"{layer}.o"),
             weight(b, s, f"{layer}.gate_up", "geglu"), gate_up.weight.nbytes,
         )  # fmt: skip
-        after = b.result(BF16, horizon, e.width)
-        skinny(b, s, f"{layer}.o", mixed, horizon, out=after, residual=h, gate=part(2 * i, 2))
-        y, _ = norm(
-            b, s, f"{layer}.mlp_norm", after, horizon, e.width, gate_up, modulation=part(2 * i + 1, 0)
-        )
+        y, h = norm(
+            b, s, f"{layer}.mlp_norm", h, horizon, e.width, gate_up,
+            parts=skinny_added(b, s, f"{layer}.o", mixed, horizon), gate=part(2 * i, 2),
+            modulation=part(2 * i + 1, 0), followed=True,
+        )  # fmt: skip
         hidden = activations(b, down, horizon, e.mlp)
         skinny(b, s, f"{layer}.gate_up", y, horizon, out=hidden, following=down, epilogue="geglu")
-        h = b.result(BF16, horizon, e.width)
-        skinny(b, s, f"{layer}.down", hidden, horizon, out=h, residual=after, gate=part(2 * i + 1, 2))
-    y, _ = norm(b, s, "norm", h, horizon, e.width, s.linear("action_out"), modulation=part(2 * e.depth, 0))
+        parts, gate = skinny_added(b, s, f"{layer}.down", hidden, horizon), part(2 * i + 1, 2)
+    y, _ = norm(
+        b, s, "norm", h, horizon, e.width, s.linear("action_out"), parts=parts, gate=gate,
+        modulation=part(2 * e.depth, 0),
+    )  # fmt: skip
     skinny(
         b,
         s,

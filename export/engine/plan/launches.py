@@ -4,13 +4,26 @@ import math
 
 import torch
 
-from export.engine.plan.builder import Builder, Operand, Value
-from export.engine.plan.products import Heads, Parts, activations, ceil, inverse, optional
+from export.engine.plan.builder import Builder, Operand, Tiling, Value, Way
+from export.engine.plan.products import HOPPER, Heads, Parts, activations, ceil, inverse, optional
 from export.engine.plan.source import Linear, Source
-from export.engine.plan.tiles import KEYS, attention_tiles, chunk_tiles, power_of_two, tiles
+from export.engine.plan.tiles import (
+    KEYS,
+    attention_tiles,
+    chunk_tiles,
+    norm_tiles,
+    pingpong_tiles,
+    power_of_two,
+    resident_tiles,
+    tall_chunk_tiles,
+    tiles,
+)
 from export.kernels import attention as attention_kernels
 from export.kernels import decode_attention as decode_kernels
 from export.kernels import norm as norm_kernels
+from export.kernels import pingpong as pingpong_kernels
+from export.kernels import resident_attention as resident_kernels
+from export.kernels import tall_attention as tall_kernels
 
 BF16 = torch.bfloat16
 LOG2_E = math.log2(math.e)
@@ -26,10 +39,13 @@ def norm(
     following: Linear,
     *,
     parts: Parts | None = None,
+    gate: Value | None = None,
     modulation: Value | None = None,
+    followed: bool = False,
 ) -> tuple[Value, Value]:
-    """(what `following` reads, the residual after `parts` were added). LayerNorm where the component has
-    weights of that name, RMS otherwise, adaRMS with a modulation."""
+    """(what `following` reads, the residual after `parts`, times `gate`, were added). LayerNorm where the
+    component has weights of that name, RMS otherwise, adaRMS with a modulation. followed: by that of another
+    norm."""
     out = activations(b, following, rows, width)
     summed = b.result(BF16, rows, width) if parts else None
     b.launch(
@@ -39,6 +55,7 @@ def norm(
             "x": x,
             "parts": parts.sums if parts else None,
             "shift": parts.shift if parts else None,
+            "gate": gate,
             "summed": summed,
             "weight": optional(b, source, f"{name}.weight", width),
             "bias": optional(b, source, f"{name}.bias", width),
@@ -47,8 +64,9 @@ def norm(
             "ROWS": rows,
             "inverse_scale": inverse(following),
         },
-        {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0},
-        tuple(tiles(warps, 1) for warps in (4, 8, 2, 16)),
+        {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0}
+        | {"FOLLOWED": int(followed)},
+        tuple(norm_tiles()),
         lambda _: (rows,),
     )
     return out, summed or x
@@ -71,7 +89,11 @@ def attention(
     batches: int = 1,
     length: Value | None = None,
 ) -> None:
-    """strides: of rows, heads and batches, in elements, as the kernel names them."""
+    """strides: of rows, heads and batches, in elements, as the kernel names them. heads: if several, q, k and
+    v are thirds of one matrix."""
+    others: list[Way] = []
+    if b.chip.number == HOPPER:
+        others += [_pingpong(rows, keys, dim) if heads == 1 else _resident(rows, dim, heads, batches)]
     main = power_of_two(dim + 1) // 2
     rest = 0 if main == dim else max(16, power_of_two(dim - main))
     operands = {
@@ -93,6 +115,34 @@ def attention(
         {**strides, "D": dim, "MAIN": main, "REST": rest},
         tuple(attention_tiles(rows)),
         lambda t: (ceil(rows, t["BM"]), heads * batches),
+        *others,
+    )
+
+
+def _pingpong(rows: int, keys: int, dim: int) -> Way:
+    return Way(
+        pingpong_kernels.pingpong,
+        tuple(pingpong_tiles(dim)),
+        lambda t: (ceil(rows, t["BM"]),),
+        lambda t: {
+            "q_tiles": Tiling("q", rows, dim, t["BM"], dim),
+            "k_tiles": Tiling("k", keys, dim, t["BN"], dim),
+            "v_tiles": Tiling("v", keys, dim, t["BN"], dim),
+            "out_tiles": Tiling("out", rows, dim, t["BM"], dim // 2),
+        },
+    )
+
+
+def _resident(rows: int, dim: int, heads: int, batches: int) -> Way:
+    whole, main = (rows * batches, 3 * heads * dim), power_of_two(dim) // 2
+    return Way(
+        resident_kernels.resident_attention,
+        tuple(resident_tiles(rows, dim)),
+        lambda t: (ceil(rows, t["BM"]), heads * batches),
+        lambda t: {
+            "q_tiles": Tiling("q", *whole, t["BM"], main),
+            "kv_tiles": Tiling("q", *whole, t["BN"], main),
+        },
     )
 
 
@@ -120,6 +170,11 @@ def decode_attention(
         "M": rows,
     }
     constants = {"HEADS": n, "D": heads.dim, "SPLITS": splits}
+    tall = Way(
+        tall_kernels.tall_attention,
+        tuple(tall_chunk_tiles(height, size)),
+        lambda _: (n, splits),
+    )
     b.launch(
         f"{name}.attention",
         decode_kernels.decode_attention,
@@ -137,6 +192,7 @@ def decode_attention(
         constants | {"CACHED": cached},
         tuple(chunk_tiles(height, size)),
         lambda _: (n, splits),
+        *([tall] if b.chip.number == HOPPER else []),
     )
     out = activations(b, following, rows, n * heads.dim)
     b.launch(

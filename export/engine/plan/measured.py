@@ -14,7 +14,7 @@ import msgspec
 from export.engine.plan.tiles import Tiles
 
 TABLES = Path(__file__).parent / "measured"
-SHAPE = ("BM", "BN", "SLICES", "MORE", "SOON")
+SHAPE = ("BM", "BN", "SLICES", "MORE", "SOON", "ADMIT")
 """Constants that make a tile what it is; the others follow from the launch."""
 
 

@@ -7,22 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.engine.plan.builder import Builder, Operand, Result, Value, Way
-from export.engine.plan.source import Linear, Source, interleave_halves, interleave_pair
+from export.engine.plan.builder import Builder, Operand, Result, Tiling, Value, Way
+from export.engine.plan.source import Linear, Source, interleave_heads, interleave_pair
 from export.engine.plan.tiles import (
     best_splits,
     matmul_tiles,
     persistent_splits,
     persistent_tiles,
     skinny_tiles,
+    tall_splits,
+    tall_tiles,
 )
 from export.kernels import matmul as matmul_kernels
 from export.kernels import persistent as persistent_kernels
 from export.kernels import skinny as skinny_kernels
+from export.kernels import tall as tall_kernels
 from export.kernels.epilogue import PAIRED
 
-PERSISTENT = 90
-"""The chip whose instructions kernels/persistent.py is written in."""
+HOPPER = 90
+"""The chip whose instructions the kernels in Gluon are written in."""
+TALL_EPILOGUES = ("geglu", "rope", "parts")
+"""Those that kernels/tall.py has."""
 
 
 def ceil(n: int, by: int) -> int:
@@ -121,9 +126,13 @@ def _matmul(
     (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
     persistent = Way(
         persistent_kernels.persistent,
-        tuple(persistent_tiles(rows, n, k, layer.fp8)),
+        tuple(persistent_tiles(rows, n, k, layer.fp8, divides)),
         lambda t: (min(splits * (n // t["BN"]) * ceil(rows, t["BM"] + t["MORE"]), b.chip.processors),),
-        {"w_tiles": ("w", "N", "BN"), "a_tiles": ("a", "M", "BM"), "more_tiles": ("a", "M", "MORE")},
+        lambda t: {
+            "w_tiles": Tiling("w", n, k, t["BN"], t["BK"]),
+            "a_tiles": Tiling("a", rows, k, t["BM"], t["BK"]),
+            "more_tiles": Tiling("a", rows, k, t["MORE"], t["BK"]),
+        },
     )
     b.launch(
         name,
@@ -132,14 +141,14 @@ def _matmul(
         constants,
         tuple(matmul_tiles(rows, n, k, layer.fp8, divides)),
         lambda t: (ceil(rows, t["BM"]) * ceil(n, t["BN"]), splits),
-        *([persistent] if _persists(b, rows, layer) and constants["EPILOGUE"] != "rope" else []),
+        *([persistent] if _persists(b, rows, layer) else []),
     )
 
 
 def _persists(b: Builder, rows: int, layer: Linear) -> bool:
     """Whether kernels/persistent.py has tiles for a product."""
     n, k = layer.weight.shape
-    return b.chip.number == PERSISTENT and any(persistent_tiles(rows, n, k, layer.fp8))
+    return b.chip.number == HOPPER and any(persistent_tiles(rows, n, k, layer.fp8))
 
 
 def skinny(
@@ -153,31 +162,55 @@ def skinny(
     following: Linear | None = None,
     epilogue: str = "linear",
     residual: Value | None = None,
-    gate: Value | None = None,
     heads: Heads | None = None,
     length: Value | None = None,
     dt: Value | None = None,
 ) -> None:
     """As `matmul`, for the few rows of an action chunk."""
     layer = source.linear(name)
+    operands = _operands(b, source, name, layer, x, rows, epilogue, heads)
+    operands |= {"bias": optional(b, source, f"{name}.bias", len(layer.weight)), "residual": residual}
+    operands |= {"out": out, "inverse_scale": inverse(following), "length": length, "dt": dt}
+    constants = {**_constants(layer, epilogue, heads), "SPLITS": 1}
+    _skinny(b, name, layer, operands | _destinations(heads), rows, constants)
+
+
+def skinny_added(b: Builder, source: Source, name: str, x: Value, rows: int) -> Parts:
+    """As `added`, for the few rows of an action chunk."""
+    layer = source.linear(name)
     n, k = layer.weight.shape
+    splits = tall_splits(b.chip.processors, n, k, layer.fp8) if b.chip.number == HOPPER else 1
+    parts = Parts(b.result(torch.bfloat16, splits, rows, n), splits, optional(b, source, f"{name}.bias", n))
+    operands = _operands(b, source, name, layer, x, rows, "parts", None)
+    operands |= {"out": parts.sums, "inverse_scale": 1.0}
+    _skinny(b, name, layer, operands, rows, {**_constants(layer, "parts", None), "SPLITS": splits})
+    return parts
+
+
+def _skinny(
+    b: Builder,
+    name: str,
+    layer: Linear,
+    operands: dict[str, Operand],
+    rows: int,
+    constants: dict[str, int | str],
+) -> None:
+    (n, k), splits, divides = layer.weight.shape, int(constants["SPLITS"]), int(constants["D"])
+    paired = constants["EPILOGUE"] in ("geglu", "rope")
+    tall = Way(
+        tall_kernels.tall,
+        tuple(tall_tiles(rows, n, k // splits, layer.fp8)),
+        lambda t: (n // t["BN"], splits),
+        lambda t: {"w_tiles": Tiling("w", n, k, t["BN"], t["BK"])},
+    )
     b.launch(
         name,
         skinny_kernels.skinny,
-        _operands(b, source, name, layer, x, rows, epilogue, heads)
-        | {
-            "bias": optional(b, source, f"{name}.bias", n),
-            "out": out,
-            "residual": residual,
-            "gate": gate,
-            "length": length,
-            "dt": dt,
-            "inverse_scale": inverse(following),
-        }
-        | _destinations(heads),
-        _constants(layer, epilogue, heads),
-        tuple(skinny_tiles(n, k, heads.dim if heads else 0, 2 * PAIRED.value if epilogue == "geglu" else 1)),
-        lambda t: (ceil(n, t["BN"]), ceil(rows, t["BM"])),
+        operands,
+        constants,
+        tuple(skinny_tiles(n, k // splits, divides, 2 * PAIRED.value if paired else 1)),
+        lambda t: (ceil(n, t["BN"]), ceil(rows, t["BM"]), splits),
+        *([tall] if b.chip.number == HOPPER and constants["EPILOGUE"] in TALL_EPILOGUES else []),
     )
 
 
@@ -226,7 +259,7 @@ def _constants(layer: Linear, epilogue: str, heads: Heads | None) -> dict[str, i
 def _arranged(layer: Linear, epilogue: str, heads: Heads | None) -> Tensor:
     """The weight with its columns where the epilogue wants them."""
     if heads:
-        return interleave_halves(layer.weight, heads.queries + 1, heads.dim)
+        return interleave_heads(layer.weight, heads.dim)
     return interleave_pair(layer.weight) if epilogue == "geglu" else layer.weight
 
 

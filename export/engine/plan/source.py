@@ -84,11 +84,9 @@ class Source:
         return Linear(weight, scale.item(), self.tensor(f"{name}.input_scale").item())
 
 
-def interleave_halves(weight: Tensor, heads: int, head_dim: int) -> Tensor:
-    """The first `heads` heads of a [heads * head_dim + ..., in] matrix with the two halves of each
-    interleaved: output 0, head_dim / 2, 1, head_dim / 2 + 1, ..."""
-    rotated = weight[: heads * head_dim].unflatten(0, (heads, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
-    return torch.cat([rotated, weight[heads * head_dim :]])
+def interleave_heads(weight: Tensor, head_dim: int) -> Tensor:
+    """Of a [heads * head_dim, in] matrix, each head as `interleave_pair` has it."""
+    return torch.cat([interleave_pair(head) for head in weight.split(head_dim)])
 
 
 def interleave_pair(weight: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from export.kernels.order import ASKED
+from export.kernels.order import ASKED, AT_ONCE, ENDED, FETCHED
+from export.kernels.persistent import BUFFERED
 
 DEPTH = 128
 """What a product takes of K at a time, in bytes, where K is a multiple of as much."""
@@ -32,18 +33,20 @@ _OVERHEAD, _TRAFFIC, _FETCHING = 8, 1 << 21, 0.25
 
 @dataclass(frozen=True)
 class Tiles:
-    """constants: of the kernel. warps: of a block. stages: of the software pipeline."""
+    """constants: of the kernel. warps: of a block. stages: of the software pipeline. registers: of a thread
+    as its block starts, None where the assembler has its way."""
 
     constants: tuple[tuple[str, int], ...]
     warps: int
     stages: int
+    registers: int | None = None
 
     def __getitem__(self, name: str) -> int:
         return dict(self.constants)[name]
 
 
-def tiles(warps: int, stages: int, **constants: int) -> Tiles:
-    return Tiles(tuple(constants.items()), warps, stages)
+def tiles(warps: int, stages: int, registers: int | None = None, **constants: int) -> Tiles:
+    return Tiles(tuple(constants.items()), warps, stages, registers)
 
 
 def power_of_two(n: int) -> int:
@@ -104,48 +107,79 @@ def matmul_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator
         yield tiles(warps, stages, **sizes, LAST=_heights(rows, height)[-1], AHEAD=ahead)
 
 
-def persistent_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
+def persistent_tiles(rows: int, n: int, k: int, fp8: bool, divides: int = 0) -> Iterator[Tiles]:
     """Many rows, where one block a multiprocessor takes many tiles. Of the rows that a tile may have beyond a
-    power of two, those that leave fewer tiles; and as many stages as there is shared memory for."""
+    power of two, those that leave fewer tiles; and as many stages as there is shared memory for. divides: as
+    above. Where they can, blocks start with so few registers that they come while a norm's are there."""
     depth = DEPTH if fp8 else DEPTH // 2
-    if n % 128 or k % depth:
+    if k % depth:
         return
-    for height in (256, 128):
+    for columns, height, warps, registers in (
+        (128, 256, 8, None),
+        (128, 128, 8, 104),
+        (TALL, 128, 4, 128),
+    ):
+        # A rotation's angles take as many registers as its sums.
+        if n % columns or (divides and columns > TALL):
+            continue
         fewest = rows + 1
         for more in (0, 16, 32, 64):
             if (tall := -(-rows // (height + more))) < fewest:
-                fewest, stages = tall, _SHARED // ((128 + height + more) * DEPTH)
-                yield tiles(8, stages, BM=height, MORE=more, BN=128, BK=depth, STAGES=stages)
+                fewest = tall
+                result = height * columns * 2 if height <= BUFFERED.value else 0
+                stages = (_SHARED - result) // ((columns + height + more) * DEPTH)
+                sizes = {"BM": height, "MORE": more, "BN": columns, "BK": depth, "STAGES": stages}
+                for admit in (AT_ONCE, ENDED):
+                    yield tiles(warps, stages, registers, **sizes, ADMIT=admit.value)
 
 
 def persistent_splits(processors: int, rows: int, n: int, k: int, fp8: bool) -> int:
     """As `best_splits`, where persistent blocks have tiles for the product: what they fetch counts too."""
 
     def time(t: Tiles, splits: int) -> float:
-        height, more = t["BM"], t["MORE"]
+        height, more, columns = t["BM"], t["MORE"], t["BN"]
         # Fewer rows than 32 cost an instruction as much as these.
-        area = (height + (max(more, 32) if more else 0)) / 128
-        step = area + (128 + height + more) / 128 * _FETCHING
-        turns = -(-splits * (n // 128) * -(-rows // (height + more)) // processors)
+        area = (height + (max(more, 32) if more else 0)) / 128 * columns / 128
+        step = area + (columns + height + more) / 128 * _FETCHING
+        turns = -(-splits * (n // columns) * -(-rows // (height + more)) // processors)
         block = -(-(k // t["BK"]) // splits) * step + 1.5 * area + _OVERHEAD / 2
-        return turns * block + splits * rows * n * 4 / _TRAFFIC
+        # What parts take here, and again in the norm that adds them.
+        return turns * block + splits * rows * n * 8 / _TRAFFIC
 
     choices = list(persistent_tiles(rows, n, k, fp8))
     return min(_possible_splits(k // choices[0]["BK"]), key=lambda s: min(time(t, s) for t in choices))
 
 
 def skinny_tiles(n: int, k: int, divides: int, least: int = 1) -> Iterator[Tiles]:
-    """Few rows, 16 a program: columns, `least` or more, and slices of what is summed over, one a warp.
-    divides: as above. Where programs with TALL columns and all of K are still enough, weights may be the tall
-    operand too."""
-    if n % TALL == 0 and n // TALL >= TALL and k == power_of_two(k):
-        for warps in (8, 4):
-            yield tiles(warps, 2, BM=16, BN=TALL, SLICES=1, WIDTH=k, TURNED=1)
+    """Few rows, 16 a program: columns, `least` or more, and slices of the k that a program sums over, one a
+    warp. divides: as above."""
     for columns, slices in ((16, 4), (32, 4), (16, 2), (32, 2), (16, 8), (32, 8), (8, 8)):
         if k % slices or (k // slices) % 16 or not least <= columns <= n or (divides and divides % columns):
             continue
         width = max(32, power_of_two(k // slices))
-        yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width, TURNED=0)
+        yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width)
+
+
+def tall_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
+    """Few rows and full-rate instructions, which take weights as the tall operand. k: a program's."""
+    if k % (DEPTH if fp8 else DEPTH // 2) == 0 and rows <= TALL:
+        for columns in (TALL, 2 * TALL):
+            if n % columns == 0:
+                for admit in (AT_ONCE, FETCHED, ENDED):
+                    yield tiles(
+                        columns // 16, 1, BM=max(16, power_of_two(rows)), BN=columns, BK=k, ADMIT=admit.value
+                    )
+
+
+def tall_splits(processors: int, n: int, k: int, fp8: bool) -> int:
+    """How many programs should share TALL columns, each with a part of K."""
+    return max(math.gcd(processors // max(n // TALL, 1), k // _depth(k, fp8)), 1)
+
+
+def norm_tiles() -> Iterator[Tiles]:
+    """A row a program."""
+    for warps, admit in ((4, AT_ONCE), (8, AT_ONCE), (2, AT_ONCE), (16, AT_ONCE), (8, ENDED), (16, ENDED)):
+        yield tiles(warps, 1, ADMIT=admit.value)
 
 
 def chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
@@ -153,6 +187,14 @@ def chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
     for warps, asked in ((4, 0), (4, SOON), (4, SOON // 2), (8, 0), (8, SOON)):
         if (size := min(asked, soon) // ASKED.value * ASKED.value) or not asked:
             yield tiles(warps, 1, BM=rows, BN=KEYS, SOON=size)
+
+
+def tall_chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
+    """As `chunk_tiles`, where keys and values are the tall operands."""
+    for warps, asked in ((4, 0), (8, 0), (4, SOON // 2)):
+        for admit in (AT_ONCE, ENDED):
+            if asked <= soon:
+                yield tiles(warps, 1, BM=rows, KEYS=KEYS, SOON=asked, ADMIT=admit.value)
 
 
 def attention_tiles(rows: int) -> Iterator[Tiles]:
@@ -169,3 +211,17 @@ def attention_tiles(rows: int) -> Iterator[Tiles]:
     ):
         if height <= max(64, power_of_two(rows)):
             yield tiles(warps, stages, BM=height, BN=keys)
+
+
+def pingpong_tiles(dim: int) -> Iterator[Tiles]:
+    """Attention of one head by two warp groups: as many stages as there is shared memory for."""
+    if dim == 256:
+        for admit in (ENDED, AT_ONCE):
+            yield tiles(4, 1, BM=64, BN=64, STAGES=3, ADMIT=admit.value)
+
+
+def resident_tiles(keys: int, dim: int) -> Iterator[Tiles]:
+    """Attention of heads of 64 and up to 16 more, over keys that are all held at once."""
+    if keys == 256 and 64 < dim <= 80:
+        yield tiles(4, 1, BM=64, BN=keys)
+        yield tiles(8, 1, BM=128, BN=keys)

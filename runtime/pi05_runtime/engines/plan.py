@@ -29,6 +29,7 @@ from pi05_runtime.plan import (
     Scratch,
     Shaped,
     Staging,
+    Tiled,
     Weight,
     read_plan,
 )
@@ -125,6 +126,9 @@ class PlanLaunch:
         for step in self._steps:
             for index, port in step.ports:
                 step.values[index] = addresses[port.name] + port.offset
+            for index, port, tiled in step.tiled_ports:
+                address = addresses[port.name] + port.offset
+                step.values[index] = self._device.describe_tiles(address, tiled)
             arguments = (tuple(step.values), step.types)
             self._device.launch_kernel(step.kernel, step.grid, step.threads, step.shared, arguments, stream)
 
@@ -173,12 +177,18 @@ class _Step:
         self.threads, self.shared = kernel.threads, kernel.shared
         self.values: list[Any] = []
         self.ports: list[tuple[int, Port]] = []
+        self.tiled_ports: list[tuple[int, Port, Tiled]] = []
         types: list[Any] = []
         fixed = [loaded.locate(argument, arena) for argument in launch.arguments]
         for tiled in variant.tiled:
+            match launch.arguments[tiled.argument]:
+                case Port() as port:
+                    self.tiled_ports.append((len(types), port, tiled))
+                    described = None
+                case _:
+                    described = device.describe_tiles(fixed[tiled.argument], tiled)
             # Behind each, Triton passes the matrix's shape and strides.
-            self.values += [device.describe_tiles(fixed[tiled.argument], tiled)]
-            self.values += [tiled.rows, tiled.columns, tiled.columns, 1]
+            self.values += [described, tiled.rows, tiled.columns, tiled.columns, 1]
             types += [None, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
         for argument, address in zip(launch.arguments, fixed, strict=True):
             match argument:
