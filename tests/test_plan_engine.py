@@ -17,6 +17,8 @@ from export.engine.plan.tiles import (
     best_splits,
     matmul_tiles,
     persistent_splits,
+    persistent_tiles,
+    skinny_tiles,
     tall_splits,
     tall_tiles,
     tiles,
@@ -131,8 +133,16 @@ def test_no_part_of_a_sum_is_empty_and_no_row_is_left_out(rows: int, n: int, ste
     assert 1 <= splits <= steps and -(-steps // splits) * (splits - 1) < steps
     splits = tall_splits(132, n, k, fp8)
     assert steps % splits == 0
-    for t in tall_tiles(rows, n, k // splits, fp8):
+    for t in tall_tiles(rows, n, k // splits, fp8, 0):
         assert t["BK"] * splits == k and t["BM"] >= rows and n % t["BN"] == 0
+
+
+@given(st.sampled_from([16, 32, 64, 72, 256]), st.integers(1, 10), st.booleans())
+def test_a_tile_that_is_rotated_belongs_to_one_head(dim: int, heads: int, fp8: bool) -> None:
+    n = (heads + 2) * dim
+    cuts = [*matmul_tiles(500, n, 1024, fp8, dim), *persistent_tiles(500, n, 1024, fp8, dim)]
+    for t in [*cuts, *tall_tiles(10, n, 1024, fp8, dim), *skinny_tiles(n, 1024, dim, 16)]:
+        assert dim % t["BN"] == 0
 
 
 def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

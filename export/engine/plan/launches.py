@@ -172,7 +172,7 @@ def decode_attention(
     constants = {"HEADS": n, "D": heads.dim, "SPLITS": splits}
     tall = Way(
         tall_kernels.tall_attention,
-        tuple(tall_chunk_tiles(height, size)),
+        tuple(tall_chunk_tiles(height, heads.dim, size)),
         lambda _: (n, splits),
     )
     b.launch(

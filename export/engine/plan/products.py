@@ -199,7 +199,7 @@ def _skinny(
     paired = constants["EPILOGUE"] in ("geglu", "rope")
     tall = Way(
         tall_kernels.tall,
-        tuple(tall_tiles(rows, n, k // splits, layer.fp8)),
+        tuple(tall_tiles(rows, n, k // splits, layer.fp8, divides)),
         lambda t: (n // t["BN"], splits),
         lambda t: {"w_tiles": Tiling("w", n, k, t["BN"], t["BK"])},
     )

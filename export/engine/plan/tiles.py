@@ -120,7 +120,7 @@ def persistent_tiles(rows: int, n: int, k: int, fp8: bool, divides: int = 0) -> 
         (TALL, 128, 4, 128),
     ):
         # A rotation's angles take as many registers as its sums.
-        if n % columns or (divides and columns > TALL):
+        if n % columns or (divides and (divides % columns or columns > TALL)):
             continue
         fewest = rows + 1
         for more in (0, 16, 32, 64):
@@ -160,15 +160,17 @@ def skinny_tiles(n: int, k: int, divides: int, least: int = 1) -> Iterator[Tiles
         yield tiles(slices, 2, BM=16, BN=columns, SLICES=slices, WIDTH=width)
 
 
-def tall_tiles(rows: int, n: int, k: int, fp8: bool) -> Iterator[Tiles]:
-    """Few rows and full-rate instructions, which take weights as the tall operand. k: a program's."""
-    if k % (DEPTH if fp8 else DEPTH // 2) == 0 and rows <= TALL:
-        for columns in (TALL, 2 * TALL):
-            if n % columns == 0:
-                for admit in (AT_ONCE, FETCHED, ENDED):
-                    yield tiles(
-                        columns // 16, 1, BM=max(16, power_of_two(rows)), BN=columns, BK=k, ADMIT=admit.value
-                    )
+def tall_tiles(rows: int, n: int, k: int, fp8: bool, divides: int) -> Iterator[Tiles]:
+    """Few rows and full-rate instructions, which take weights as the tall operand. k: a program's. divides:
+    as above."""
+    if k % (DEPTH if fp8 else DEPTH // 2) or rows > TALL:
+        return
+    height = max(16, power_of_two(rows))
+    for columns in (TALL, 2 * TALL):
+        if n % columns or (divides and divides % columns):
+            continue
+        for admit in (AT_ONCE, FETCHED, ENDED):
+            yield tiles(columns // 16, 1, BM=height, BN=columns, BK=k, ADMIT=admit.value)
 
 
 def tall_splits(processors: int, n: int, k: int, fp8: bool) -> int:
@@ -189,8 +191,10 @@ def chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
             yield tiles(warps, 1, BM=rows, BN=KEYS, SOON=size)
 
 
-def tall_chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:
-    """As `chunk_tiles`, where keys and values are the tall operands."""
+def tall_chunk_tiles(rows: int, dim: int, soon: int) -> Iterator[Tiles]:
+    """As `chunk_tiles`, where keys and the dims of values are the tall operands."""
+    if dim % TALL:
+        return
     for warps, asked in ((4, 0), (8, 0), (4, SOON // 2)):
         for admit in (AT_ONCE, ENDED):
             if asked <= soon:
