@@ -30,7 +30,8 @@ def pingpong(
     D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr, ADMIT: gl.constexpr,
 ):  # fmt: skip
     """As `attention`, of one head and batch whose rows are D long. q and out come by tiles [BM, D], keys and
-    values by tiles [BN, D] too. BM: 64. Grid: ceil(ROWS / BM)."""
+    values by tiles [BN, D] too. BM: 64. Values from `length` on must be numbers, since nothing times NaN is
+    NaN: the prefix holds zeros there, or what padding gave. Grid: ceil(ROWS / BM)."""
     q_buf = gl.allocate_shared_memory(q_tiles.dtype, [BM, D], q_tiles.layout)
     k_bufs = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BN, D], k_tiles.layout)
     v_bufs = gl.allocate_shared_memory(v_tiles.dtype, [STAGES, BN, D], v_tiles.layout)
