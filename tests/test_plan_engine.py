@@ -23,7 +23,7 @@ from export.engine.plan.tiles import (
     tall_tiles,
     tiles,
 )
-from export.kernels.compile import KERNELS, Binary, Chip, Specialization
+from export.kernels.compile import KERNELS, Binary, Chip, Specialization, written_after_waiting
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
 
@@ -63,7 +63,7 @@ GOOD = Binary(b"", "entry", 1000, 128, 64, 0, {"HGMMA": 4}, waits=True)
         (MATMUL, 90, {"spilled": 8}, "8 bytes spilled"),
         (MATMUL, 90, {"shared": 233472}, "233472 bytes of shared memory, 232448 on this chip"),
         (MATMUL, 120, {"shared": 102400}, "102400 bytes of shared memory, 101376 on this chip"),
-        (MATMUL, 90, {"waits": False}, "it does not wait for the launch before it"),
+        (MATMUL, 90, {"waits": False}, "it does not wait for the launch before it, or writes before"),
         (
             MATMUL,
             90,
@@ -118,6 +118,23 @@ def test_a_component_is_built_for_a_chip_that_is_not_here(
     products = [row for row in used if row["kernel"] == kernel and "w fp32" not in row["operands"]]
     assert len(used) == len(plan.kernels) and products
     assert all(instructions & row["tensor"].keys() for row in products)
+
+
+@pytest.mark.parametrize(
+    ("listing", "waits"),
+    [
+        ("LDG.E R2 ; ACQBULK ; STG.E R2 ;", True),
+        ("ACQBULK ;", True),
+        ("LDG.E R2 ; STG.E R2 ;", False),
+        ("STG.E R2 ; ACQBULK ; STG.E R2 ;", False),
+        ("RED.E.ADD R2 ; ACQBULK ;", False),
+        ("STS R2 ; ACQBULK ; STG.E R2 ;", True),
+        ("USETMAXREG.DEALLOC 0x18 ; STG.E R2 ; ACQBULK ;", True),
+        ("USETMAXREG.DEALLOC 0x18 ; STG.E R2 ;", False),
+    ],
+)
+def test_a_kernel_writes_nothing_before_it_has_waited(listing: str, waits: bool) -> None:
+    assert written_after_waiting(listing) is waits
 
 
 @given(st.integers(1, 1000), st.sampled_from([256, 1152, 2048]), st.integers(1, 40), st.booleans())

@@ -38,6 +38,9 @@ FEW_ROWS = {"HMMA", "QMMA"}
 _INSTRUCTIONS = re.compile(r"\b(HMMA|QMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA)\b")
 _WAITS = re.compile(r"\bACQBULK\b")
 """For the launch before: order.py."""
+_WRITES = re.compile(r"\b(?:STG|ST|RED|REDG|ATOM|ATOMG|UTMASTG)\.")
+_SPECIALIZED = re.compile(r"\bUSETMAXREG\b")
+"""Warps with programs of their own, in whatever order these stand."""
 KERNELS = {
     "attention": "attention",
     "decode_attention": "decode_attention",
@@ -74,7 +77,7 @@ class Specialization:
 class Binary(msgspec.Struct, frozen=True):
     """Machine code and what can be read in it. entry: its function. shared: bytes of a block. registers: of a
     thread. spilled: bytes of a thread's stack. tensor: tensor-core instruction -> how often it stands there.
-    waits: for the launch before it (order.py).
+    waits: for the launch before it, and writes nothing before (order.py).
     """
 
     code: bytes
@@ -116,7 +119,7 @@ class Chip:
         if binary.spilled:
             return f"{binary.spilled} bytes spilled"
         if not binary.waits:
-            return "it does not wait for the launch before it"
+            return "it does not wait for the launch before it, or writes before"
         many = TENSOR[self.number]
         few = FEW_ROWS | many
         hot = {
@@ -199,7 +202,15 @@ def _read(code: bytes, tools: Path) -> tuple[int, int, dict[str, int], bool]:
         raise EngineError(f"cuobjdump: no registers found in {usage!r}")
     counts = list(_INSTRUCTIONS.findall(listing))
     tensor = {name: counts.count(name) for name in sorted(set(counts))}
-    return int(found[1]), int(found[2]), tensor, bool(_WAITS.search(listing))
+    return int(found[1]), int(found[2]), tensor, written_after_waiting(listing)
+
+
+def written_after_waiting(listing: str) -> bool:
+    """As Binary has it; of warps that are specialized, only that some wait."""
+    waits, writes = _WAITS.search(listing), _WRITES.search(listing)
+    if waits is None or writes is None or _SPECIALIZED.search(listing):
+        return waits is not None
+    return waits.start() < writes.start()
 
 
 def _output(*command: str | Path) -> str:

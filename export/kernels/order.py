@@ -9,7 +9,7 @@ tuning chooses like a tile.
 
 Before it waits, a kernel may read what no kernel writes, or what was written before a copy, which overlaps
 with nothing; and it may write nothing. Every kernel waits, so all before the previous one have ended too; the
-compiler refuses one that does not (compile.py).
+compiler refuses one that does not, and one that writes before (compile.py).
 """
 
 import triton
