@@ -131,18 +131,19 @@ class Builder:
         tiles: Sequence[Tiles],
         grid: Callable[[Tiles], tuple[int, ...]],
         *others: Way,
+        batches: int = 1,
     ) -> None:
         """operands: the kernel's arguments but for the constants; what is None is compiled away. others: with
-        the same arguments behind those by tiles."""
+        the same arguments behind those by tiles. batches: of as many rows as an operand says."""
         given = {n: v for n, v in operands.items() if v is not None}
         ordered = {n: given[n] for n in kernel.arg_names if n in given}
         ways = {t: way for way in (Way(kernel, tiles, grid), *others) for t in way.tiles}
         first = next(v for v in ordered.values() if isinstance(v, Value))
         rows = next((v for n, v in given.items() if n in ("M", "ROWS") and isinstance(v, int)), 0)
         launch = kind(kernel.fn.__name__, TYPES[first.dtype], constants)
-        choices = best_first(self.chip.number, launch, rows, tuple(ways))
+        choices = best_first(self.chip.number, launch, rows * batches, tuple(ways))
         variants = tuple(_candidate(ways[choice], choice, ordered, constants) for choice in choices)
-        self.calls.append(Call(name, launch, rows, variants, tuple(ordered.values())))
+        self.calls.append(Call(name, launch, rows * batches, variants, tuple(ordered.values())))
 
     def arguments(self) -> tuple[list[tuple[Argument, ...]], int]:
         """(arguments of every call, bytes of the arena)."""

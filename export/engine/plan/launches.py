@@ -116,6 +116,7 @@ def attention(
         tuple(attention_tiles(rows)),
         lambda t: (ceil(rows, t["BM"]), heads * batches),
         *others,
+        batches=batches,
     )
 
 
