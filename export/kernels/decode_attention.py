@@ -27,7 +27,7 @@ def decode_attention(
     """
     split = tl.program_id(1)
     if split < CACHED:
-        # Another network wrote the cache, and the chunk was copied to the device since (order.py).
+        # Another network wrote the cache (order.py).
         admit_next()
         here, dims = split * BN + tl.arange(0, BN), tl.arange(0, D)
         there = here < tl.load(length)

@@ -19,16 +19,16 @@ def _added(a, b, c, d):
 
 @triton.jit
 def norm(
-    x, parts, shift, gate, summed, weight, bias, modulation, out, ROWS, inverse_scale,
+    x, parts, shift, gate, summed, weight, bias, next_weight, next_bias, modulation, out, ROWS, inverse_scale,
     N: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, FOLLOWED: tl.constexpr, ADMIT: tl.constexpr,
 ):  # fmt: skip
     """out [ROWS, N] of x [ROWS, N], or of x + gate * (shift + parts), rounded to bf16 and stored to `summed`
     too.
 
     parts: [SPLITS, ROWS, N]. shift: [N]. These and x: bf16, or fp32 from the patch embedding. gate: fp32 [N],
-    None for 1. weight, bias: bf16 [N] of a LayerNorm. modulation: fp32 scale [N], shift [N] and gate [N] of
-    adaRMS, and those of the next norm behind them if FOLLOWED. WIDTH: the power of two that holds N.
-    Grid: ROWS.
+    None for 1. weight, bias: bf16 [N] of a LayerNorm, next_weight and next_bias those of the next one.
+    modulation: fp32 scale [N], shift [N] and gate [N] of adaRMS, and those of the next norm behind them if
+    FOLLOWED. WIDTH: the power of two that holds N. Grid: ROWS.
     """
     columns = tl.arange(0, WIDTH)
     inside = columns < N
@@ -43,11 +43,17 @@ def norm(
         also = tl.load(shift + columns, inside, 0.0).to(tl.float32)
     if gate is not None:
         share = tl.load(gate + columns, inside, 0.0)
+    # What the next norm reads is read once and not in the cache.
     if FOLLOWED and tl.program_id(0) == 0:
-        # A step's are read once and not in the cache; the next norm adds with the gate of this one's.
+        # It adds with the gate of this one's.
         line: tl.constexpr = LINE // 4
         lines = tl.minimum(tl.arange(0, 4 * WIDTH // line), 4 * N // line - 1)
         ask_ahead(modulation + 2 * N + lines * line)
+    if next_weight is not None and tl.program_id(0) == 0:
+        few: tl.constexpr = LINE // 2
+        lines = tl.minimum(tl.arange(0, (WIDTH + few - 1) // few), (N - 1) // few) * few
+        ask_ahead(next_weight + lines)
+        ask_ahead(next_bias + lines)
     after_previous(ADMIT)
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     if parts is not None:

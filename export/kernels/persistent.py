@@ -140,10 +140,15 @@ def _multiply(
             row, column, split = _place(tile - ACROSS * used, down - used, N, BN)
             row += used
         rows = row * (BM + MORE)
+        # What the end of the tile needs comes while the products are computed.
         if EPILOGUE == "rope":
             turn = _rotation(acc, heads, rows, column * BN, M, HEADS, D)
             if MORE:
                 turn_more = _rotation(more, heads, rows + BM, column * BN, M, HEADS, D)
+        else:
+            shift = _shift(acc, bias, column * BN)
+            if MORE:
+                shift_more = _shift(more, bias, column * BN)
         if has_tokens:
             first, end = _steps(split, K, BK, SPLITS)
             for step in range(first, end):
@@ -173,9 +178,9 @@ def _multiply(
                 _spread(more, turn_more, out, heads, rows + BM, column * BN, M, scale, HEADS, D)
         else:
             part = out + split * M * N if EPILOGUE == "parts" else out
-            _store(acc, part, bias, rows, column * BN, M, scale, inverse_scale, N, EPILOGUE)
+            _store(acc, part, shift, rows, column * BN, M, scale, inverse_scale, N, EPILOGUE)
             if MORE:
-                _store(more, part, bias, rows + BM, column * BN, M, scale, inverse_scale, N, EPILOGUE)
+                _store(more, part, shift_more, rows + BM, column * BN, M, scale, inverse_scale, N, EPILOGUE)
 
 
 @gluon.jit
@@ -188,6 +193,16 @@ def _rotation(acc, heads, first_row, first, M, HEADS: gl.constexpr, D: gl.conste
     angles = rows[None, :] * (D // 2) + pairs[:, None]
     turned = (rows < gl.where(first < (HEADS + 1) * D, M, 0))[None, :]
     return gl.load(cos + angles, turned, 1.0), gl.load(sin + angles, turned, 0.0)
+
+
+@gluon.jit
+def _shift(acc, bias, first):
+    """Of the tile's columns from `first` on, which are its first dimension; None without a bias."""
+    if bias is not None:
+        cols = first + gl.arange(0, acc.shape[0], gl.SliceLayout(1, acc.type.layout))
+        return gl.load(bias + cols).to(gl.float32)
+    else:
+        return None
 
 
 @gluon.jit
@@ -236,13 +251,12 @@ def _turned(x, rows: gl.constexpr):
 
 @gluon.jit
 def _store(
-    acc, out, bias, first_row, first, M, scale, inverse_scale, N: gl.constexpr, EPILOGUE: gl.constexpr
+    acc, out, shift, first_row, first, M, scale, inverse_scale, N: gl.constexpr, EPILOGUE: gl.constexpr
 ):  # fmt: skip
     """The columns of a tile from `first` on, which are its first dimension."""
     acc *= scale
-    if bias is not None:
-        places = first + gl.arange(0, acc.shape[0], gl.SliceLayout(1, acc.type.layout))
-        acc += gl.load(bias + places).to(gl.float32)[:, None]
+    if shift is not None:
+        acc += shift[:, None]
     if EPILOGUE == "geglu":
         gate, up = pair(acc)
         acc = gelu(gate, out) * up

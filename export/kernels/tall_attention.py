@@ -30,7 +30,7 @@ def tall_attention(
     dims = gl.arange(0, D, gl.SliceLayout(0, across))[None, :]
     tile = gl.arange(0, KEYS, gl.SliceLayout(1, across))[:, None]
     if split < CACHED:
-        # Another network wrote the cache, and the chunk was copied to the device since (order.py).
+        # Another network wrote the cache (order.py).
         if ADMIT == AT_ONCE:
             admit_next()
         first, end = split * KEYS, gl.load(length)

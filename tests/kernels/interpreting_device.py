@@ -53,7 +53,7 @@ class InterpretingDevice(HostDevice):
         return number
 
     def launch_kernel(
-        self, kernel: int, grid: Any, threads: int, shared: int, arguments: Any, stream: int
+        self, kernel: int, grid: Any, threads: int, shared: int, arguments: Any, stream: int, early: bool
     ) -> None:
         assert threads == self.wanted[kernel].warps * 32
         self.enqueue(lambda: self._interpret(self.wanted[kernel], grid, arguments))

@@ -44,5 +44,5 @@ def run(b: Builder, call: Call, candidate: Candidate, binary: Binary, memory: Ma
     module = device.load_module(torch.frombuffer(bytearray(binary.code), dtype=torch.uint8).numpy())
     kernel = device.find_kernel(module, binary.entry, binary.shared)
     arguments = (tuple(values), tuple(types))
-    device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0)
+    device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0, True)
     device.synchronize(0)

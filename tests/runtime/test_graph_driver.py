@@ -147,7 +147,7 @@ def test_a_matrix_is_described_by_its_tiles(cuda: Bindings) -> None:
 
 
 def test_a_kernel_may_begin_before_the_one_before_it_has_ended(cuda: Bindings) -> None:
-    CudaDevice().launch_kernel(7, (3, 2, 1), 128, 1000, ((), ()), stream=0)
+    CudaDevice().launch_kernel(7, (3, 2, 1), 128, 1000, ((), ()), stream=0, early=True)
     name, config, kernel, *_ = cuda.calls[-1]
     assert (name, kernel) == ("cuLaunchKernelEx", 7)
     assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (3, 2, 1)
@@ -155,3 +155,5 @@ def test_a_kernel_may_begin_before_the_one_before_it_has_ended(cuda: Bindings) -
     (attribute,) = config.attrs
     assert attribute.id.name == "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
     assert attribute.value.programmaticStreamSerializationAllowed == 1
+    CudaDevice().launch_kernel(7, (3, 2, 1), 128, 1000, ((), ()), stream=0, early=False)
+    assert (cuda.calls[-1][1].attrs, cuda.calls[-1][1].numAttrs) == ([], 0)

@@ -83,7 +83,7 @@ def test_arguments_are_addresses_and_numbers(tmp_path: Path) -> None:
     device = LaunchingDevice()
     program = PlanProgram({"vision": save(tmp_path)}, SIGNATURES, device)
     program.bind("vision", SHAPES, 5)({name: 1 << 20 for name in PORTS}, stream=5)
-    [(kernel, grid, threads, shared, (values, types), stream)] = device.launched
+    [(kernel, grid, threads, shared, (values, types), stream, _)] = device.launched
     assert (kernel, grid, threads, shared, stream) == (99, (3, 2, 1), 128, 1000, 5)
     pointer = ctypes.c_void_p
     assert types == (pointer, pointer, pointer, ctypes.c_int32, ctypes.c_float, pointer, pointer)
@@ -104,7 +104,7 @@ def test_a_matrix_by_tiles_comes_before_the_arguments(tmp_path: Path) -> None:
     plan = replace(PLAN, shaped=(replace(PLAN.shaped[0], launches=(launch,)),))
     program = PlanProgram({"vision": save(tmp_path, plan)}, SIGNATURES, device)
     program.bind("vision", SHAPES, 5)({name: 1 << 20 for name in PORTS}, stream=5)
-    [(*_, (values, types), _)] = device.launched
+    [(*_, (values, types), _, _)] = device.launched
     (address, described), *shape = values[:5]
     assert described == tiled and shape == [2, 16, 16, 1] and types[:2] == (None, ctypes.c_int32)
     assert (values[5], values[6]) == ((1 << 20) + 8, address) and len(values) == len(types) == 12
@@ -127,7 +127,7 @@ def test_a_port_by_tiles_is_described_where_it_is(tmp_path: Path) -> None:
     bound = program.bind("vision", shapes, 5)
     for port in (1 << 20, 1 << 21):
         bound({name: port for name in PORTS}, stream=5)
-        *_, (values, types), _ = device.launched[-1]
+        *_, (values, types), _, _ = device.launched[-1]
         assert values[:6] == ((port + 16, tiled), 3, 8, 8, 1, port + 16) and len(types) == 12
     program.close()
 
@@ -229,3 +229,19 @@ def test_a_weight_that_is_misplaced(tmp_path: Path) -> None:
     tensors = {"w": TENSORS["w"], "a": np.zeros(1, np.float32), "code": TENSORS["code"]}
     with pytest.raises(EngineError, match="weight 'w' missing or misplaced"):
         read_plan(save(tmp_path, tensors=tensors))
+
+
+def test_only_launches_of_one_network_overlap(tmp_path: Path) -> None:
+    # What another network wrote may be read ahead (kernels/order.py).
+    device = LaunchingDevice()
+    files: dict[str, Path] = {}
+    for name in ("vision", "other"):
+        (tmp_path / name).mkdir()
+        twice = (Shaped(SHAPES, (LAUNCH, LAUNCH), 320),)
+        files[name] = save(tmp_path / name, replace(PLAN, component=name, shaped=twice))
+    program = PlanProgram(files, dict.fromkeys(files, SIGNATURES["vision"]), device)
+    bound = {name: program.bind(name, SHAPES, 5) for name in files}
+    for name in ("vision", "vision", "other", "vision"):
+        bound[name]({port: 1 << 20 for port in PORTS}, stream=5)
+    assert [early for *_, early in device.launched] == [False, True, True, True, False, True, False, True]
+    program.close()

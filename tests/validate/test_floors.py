@@ -6,7 +6,7 @@ from pi05_runtime.geometry import PI05
 from validate.benchmark.floors import CHIPS, Chip, Cost, cost, find_chip, parts
 from validate.benchmark.profiles import PROFILES
 
-H100, THOR = CHIPS
+H100, H200, THOR = CHIPS
 PREFILL_LAYER = 2048 * 2560 + 2048 * 2048 + 2048 * 32768 + 16384 * 2048
 EXPERT_LAYER = 1024 * 2560 + 2048 * 1024 + 1024 * 8192 + 4096 * 1024
 VISION_LAYER = 4 * 1152 * 1152 + 2 * 1152 * 4304
@@ -126,4 +126,4 @@ def test_the_floor_of_one_launch() -> None:
 
 def test_chips_are_found_by_name() -> None:
     assert find_chip("NVIDIA H100 80GB HBM3") is H100 and find_chip("NVIDIA Thor") is THOR
-    assert find_chip("NVIDIA H200") is None
+    assert find_chip("NVIDIA H200") is H200 and find_chip("NVIDIA A100") is None

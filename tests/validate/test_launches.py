@@ -37,7 +37,7 @@ class CachingDevice(ClockedDevice):
         self.cache: deque[int] = deque(maxlen=CACHED)
         self.order: list[int] = []
 
-    def launch_kernel(self, kernel: int, grid: Any, threads: int, shared: int, given: Any, _: int) -> None:
+    def launch_kernel(self, kernel: int, grid: Any, threads: int, shared: int, given: Any, *_: int) -> None:
         (weight, *_), _ = given
         self.enqueue(lambda: self.read(MICROSECONDS[self.modules[kernel]] / 1e6, weight))
 

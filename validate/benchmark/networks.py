@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pi05_runtime import golden
 from pi05_runtime.engines import open_program
-from pi05_runtime.engines.buffers import byte_size, encode
+from pi05_runtime.engines.buffers import Block, byte_size, encode
 from pi05_runtime.engines.driver import Bytes, CudaDevice, Device
 from pi05_runtime.engines.frames import Frames
 from pi05_runtime.engines.graph import Graph, capture
@@ -97,11 +97,14 @@ class Networks:
         stager = self.program.stager
         frames = None
         if stager is not None:
-            sizes = tuple(frame.shape[:2] for frame in self._frames)
-            frames = Frames(self.device, stager, sizes, self.stream, self._alloc, self._held)
-        names = [name for name in INPUTS if frames is None or name != "images"]
-        pinned = {name: self._alloc_host(name) for name in names}
-        actions = self._alloc_host("x")
+            shapes = tuple(frame.shape[:2] for frame in self._frames)
+            frames = Frames(self.device, stager, shapes, self.stream, self._alloc, self._held)
+        sizes = {name: byte_size(self._ports[name], self._shapes[name]) for name in INPUTS}
+        if frames is not None:
+            sizes.pop("images")
+        given = Block(self.device, sizes, self._alloc, self._held)
+        pinned, actions = given.pinned, self.device.alloc_host(sizes["x"])
+        self._held.callback(self.device.free_host, actions)
         prompt = self._encode("prompt_embeddings", self._arrays["prompt_embeddings"])
         pinned["prompt_embeddings"][:] = prompt
         # Of the prompt's tokens alone; a decision takes as many bytes from the table.
@@ -117,8 +120,7 @@ class Networks:
         def copy(stream: int) -> None:
             if frames is not None:
                 frames.enqueue(self._addresses["images"], stream)
-            for name, memory in pinned.items():
-                self.device.upload(self._addresses[name], memory, stream)
+            given.upload(stream)
             self.device.download(actions, self._addresses["x"], stream)
 
         fill()
@@ -148,11 +150,6 @@ class Networks:
         address = self.device.alloc(size)
         self._held.callback(self.device.free, address)
         return address
-
-    def _alloc_host(self, name: str) -> Bytes:
-        memory = self.device.alloc_host(byte_size(self._ports[name], self._shapes[name]))
-        self._held.callback(self.device.free_host, memory)
-        return memory
 
 
 @contextmanager

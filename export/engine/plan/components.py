@@ -50,7 +50,9 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
     )
     for i in range(v.depth):
         layer = f"layers.{i}"
-        y, x = norm(b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts)
+        y, x = norm(
+            b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts, soon=f"{layer}.norm2"
+        )
         qkv = b.result(BF16, rows, 3 * width)
         matmul(b, s, f"{layer}.qkv", y, rows, out=qkv)
         mixed = activations(b, s.linear(f"{layer}.out"), rows, width)
@@ -59,7 +61,8 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
             rows=v.tokens, keys=v.tokens, dim=head, strides=strides, heads=v.heads, batches=views,
         )  # fmt: skip
         parts = added(b, s, f"{layer}.out", mixed, rows)
-        y, x = norm(b, s, f"{layer}.norm2", x, rows, width, s.linear(f"{layer}.fc1"), parts=parts)
+        soon = f"layers.{i + 1}.norm1" if i + 1 < v.depth else "norm"
+        y, x = norm(b, s, f"{layer}.norm2", x, rows, width, s.linear(f"{layer}.fc1"), parts=parts, soon=soon)
         hidden = activations(b, s.linear(f"{layer}.fc2"), rows, mlp)
         matmul(
             b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu",

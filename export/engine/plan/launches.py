@@ -42,10 +42,11 @@ def norm(
     gate: Value | None = None,
     modulation: Value | None = None,
     followed: bool = False,
+    soon: str = "",
 ) -> tuple[Value, Value]:
     """(what `following` reads, the residual after `parts`, times `gate`, were added). LayerNorm where the
     component has weights of that name, RMS otherwise, adaRMS with a modulation. followed: by that of another
-    norm."""
+    norm. soon: the LayerNorm that comes next."""
     out = activations(b, following, rows, width)
     summed = b.result(BF16, rows, width) if parts else None
     b.launch(
@@ -59,6 +60,8 @@ def norm(
             "summed": summed,
             "weight": optional(b, source, f"{name}.weight", width),
             "bias": optional(b, source, f"{name}.bias", width),
+            "next_weight": optional(b, source, f"{soon}.weight", width),
+            "next_bias": optional(b, source, f"{soon}.bias", width),
             "modulation": modulation,
             "out": out,
             "ROWS": rows,

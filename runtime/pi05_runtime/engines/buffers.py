@@ -1,16 +1,20 @@
 """Arrays as the GPU holds them: raw bytes of a port's dtype, with activations as bf16."""
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
 
 from pi05_runtime.bf16 import from_bf16, to_bf16
-from pi05_runtime.engines.driver import Bytes
+from pi05_runtime.engines.driver import Bytes, Device
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Port
 from pi05_runtime.tensors import Floats
 
+ALIGNMENT = 256
+"""Of every address a network is given, as of allocations: bytes."""
 STORED = {"float32": np.dtype(np.float32), "int32": np.dtype(np.int32), "activation": np.dtype(np.uint16)}
 
 
@@ -41,3 +45,33 @@ def decode(port: Port, shape: tuple[int, ...], raw: Bytes) -> Floats:
     if port.dtype == "activation":
         return from_bf16(raw.view(np.uint16)).reshape(shape)
     return raw.view(STORED[port.dtype]).astype(np.float32).reshape(shape)
+
+
+class Block:
+    """Arrays that go to the device together, in one copy: many small ones would each take as long.
+
+    pinned: name -> its bytes on the host. addresses: name -> where they are on the device, once copied.
+    """
+
+    def __init__(
+        self, device: Device, sizes: Mapping[str, int], alloc: Callable[[int], int], held: ExitStack
+    ) -> None:
+        """sizes: name -> bytes. alloc: device memory, for as long as `held`. Errors: EngineError."""
+        self._device = device
+        self.pinned: dict[str, Bytes] = {}
+        self.addresses: dict[str, int] = {}
+        places: dict[str, int] = {}
+        end = 0
+        for name, size in sizes.items():
+            places[name] = end
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._whole = device.alloc_host(end)
+        held.callback(device.free_host, self._whole)
+        self._address = alloc(end)
+        for name, start in places.items():
+            self.pinned[name] = self._whole[start : start + sizes[name]]
+            self.addresses[name] = self._address + start
+
+    def upload(self, stream: int) -> None:
+        """Enqueues the copy."""
+        self._device.upload(self._address, self._whole, stream)

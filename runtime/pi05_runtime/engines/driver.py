@@ -87,10 +87,10 @@ class Device(Protocol):
         ...
 
     def launch_kernel(
-        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
+        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int, early: bool
     ) -> None:
-        """Enqueues one kernel, whose blocks may come before the kernel before it has ended: it waits for that
-        one itself. arguments: values, and their ctypes, None for what `describe_tiles` gave."""
+        """Enqueues one kernel. arguments: values, and their ctypes, None for what `describe_tiles` gave. early:
+        its blocks may come before the kernel before it has ended, for which it waits itself."""
         ...
 
     def describe_tiles(self, address: int, tiled: Tiled) -> Any:
@@ -189,13 +189,14 @@ class CudaDevice:
         return int(kernel)
 
     def launch_kernel(
-        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int
+        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int, early: bool
     ) -> None:
         config = self._cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes, config.hStream = shared, stream
-        config.attrs, config.numAttrs = [self._overlap], 1
+        config.attrs = [self._overlap] if early else []
+        config.numAttrs = len(config.attrs)
         self._call("cuLaunchKernelEx", config, kernel, arguments, 0)
 
     def describe_tiles(self, address: int, tiled: Tiled) -> Any:

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.engines.driver import Bytes, Device
+from pi05_runtime.engines.buffers import Block
+from pi05_runtime.engines.driver import Device
 from pi05_runtime.interface import Convention
 from pi05_runtime.preprocess.resampling import Resampling, resampling
 
@@ -21,13 +22,11 @@ Sizes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class View:
-    """A camera. pinned: its frame on the host. frame and tables: addresses, the latter of starts and weights
-    of columns, then of rows."""
+    """A camera. frame and tables: addresses, the latter of starts and weights of columns, then of rows."""
 
     height: int
     width: int
     resampling: Resampling
-    pinned: Bytes
     frame: int
     tables: tuple[int, int, int, int]
 
@@ -61,23 +60,23 @@ class Frames:
         """alloc: device memory, for as long as `held`. Errors: ObservationError for a frame too thin."""
         self._device, self._stager = device, stager
         self._views: list[View] = []
+        frames = {str(i): height * width * 3 for i, (height, width) in enumerate(sizes)}
+        self._block = Block(device, frames, alloc, held)
         for i, (height, width) in enumerate(sizes):
             found = resampling(f"number {i}", height, width, stager.size, stager.convention)
             arrays = [a for axis in (found.columns, found.rows) for a in (axis.starts, axis.weights)]
             columns, column_weights, rows, row_weights = (self._place(a, alloc, stream) for a in arrays)
-            pinned = device.alloc_host(height * width * 3)
-            held.callback(device.free_host, pinned)
             tables = (columns, column_weights, rows, row_weights)
-            self._views.append(View(height, width, found, pinned, alloc(pinned.nbytes), tables))
+            self._views.append(View(height, width, found, self._block.addresses[str(i)], tables))
 
     def fill(self, frames: Sequence[npt.NDArray[np.uint8]]) -> None:
-        for view, frame in zip(self._views, frames, strict=True):
-            view.pinned.reshape(frame.shape)[:] = frame
+        for pinned, frame in zip(self._block.pinned.values(), frames, strict=True):
+            pinned.reshape(frame.shape)[:] = frame
 
     def enqueue(self, images: int, stream: int) -> None:
         """images: float32 [views, 3, size, size]."""
+        self._block.upload(stream)
         for i, view in enumerate(self._views):
-            self._device.upload(view.frame, view.pinned, stream)
             self._stager(view, images + i * 3 * self._stager.size**2 * 4, stream)
 
     def _place(self, array: npt.NDArray[np.generic], alloc: Callable[[int], int], stream: int) -> int:

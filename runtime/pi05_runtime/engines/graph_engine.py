@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, check_finite, no_cache
-from pi05_runtime.engines.buffers import byte_size, decode, encode
+from pi05_runtime.engines.buffers import ALIGNMENT, Block, byte_size, decode, encode
 from pi05_runtime.engines.driver import Bytes, Device
 from pi05_runtime.engines.frames import Frames, Sizes, Stager
 from pi05_runtime.engines.graph import Graph, capture
@@ -27,9 +27,8 @@ from pi05_runtime.tables import Schedule
 from pi05_runtime.tensors import Floats
 
 Shapes = Mapping[str, tuple[int, ...]]
-DECISION_INPUTS = ("images", "prompt_embeddings", "prefix_length")
-ALIGNMENT = 256
-"""Of every address a network is given, as of allocations; rows of the modulation table are padded to it."""
+GIVEN = ("prompt_embeddings", "prefix_length", "x")
+"""Of a decision's inputs, beside its images, of which a frame may take the place."""
 
 
 class Launch(Protocol):
@@ -63,18 +62,20 @@ class Program(Protocol):
 
 @dataclass
 class _Bucket:
-    """All that a prompt bucket needs on the device. staging: pinned memory of what comes and goes. filled:
-    tokens of the prompt there, beyond which it is zero."""
+    """All that a prompt bucket needs on the device. given: what every decision brings from the host. images,
+    actions: pinned memory. filled: tokens of the prompt there, beyond which it is zero."""
 
     prompt: int
     shapes: Shapes
+    given: Block
+    images: Bytes
+    actions: Bytes
     addresses: dict[str, int]
-    staging: dict[str, Bytes]
     launches: dict[str, Launch]
     filled: int
 
     def stage_prompt(self, inputs: Inputs) -> None:
-        rows, tokens = self.staging["prompt_embeddings"].view(np.uint16), len(inputs.token_ids)
+        rows, tokens = self.given.pinned["prompt_embeddings"].view(np.uint16), len(inputs.token_ids)
         rows = rows.reshape(self.prompt, -1)
         inputs.embedding.write(inputs.token_ids, rows[:tokens])
         rows[tokens : self.filled] = 0
@@ -193,15 +194,15 @@ class GraphEngine:
             if staging:
                 staging.fill(frames)
             else:
-                arrays["images"] = inputs.images
+                bucket.images[:] = encode(self._ports["images"], bucket.shapes["images"], inputs.images)
         for name, values in arrays.items():
-            bucket.staging[name][:] = encode(self._ports[name], bucket.shapes[name], values)
+            bucket.given.pinned[name][:] = encode(self._ports[name], bucket.shapes[name], values)
         staged = time.perf_counter()
         graph = self._graph(kind, bucket, table, sizes)
         captured = time.perf_counter()
         graph.launch(self._stream)
         self._device.synchronize(self._stream)
-        actions = decode(self._ports["x"], bucket.shapes["x"], bucket.staging["actions"])
+        actions = decode(self._ports["x"], bucket.shapes["x"], bucket.actions)
         check_finite(kind, {"actions": actions})
         spent = staged - start + time.perf_counter() - captured
         return Decision(actions, {kind: spent * 1e3})
@@ -225,7 +226,7 @@ class GraphEngine:
             if kind == "decision":
                 work = partial(self._enqueue_decision, bucket, table, self._staging(sizes))
             else:
-                work = partial(self._enqueue_steps, bucket, table)
+                work = partial(self._enqueue_denoise, bucket, table)
             work(self._stream)
             self._device.synchronize(self._stream)
             name = f"{kind} of {key[2]} steps at prompt bucket {bucket.prompt}"
@@ -237,24 +238,27 @@ class GraphEngine:
     def _enqueue_decision(self, bucket: _Bucket, table: _Table, frames: Frames | None, stream: int) -> None:
         if frames:
             frames.enqueue(bucket.addresses["images"], stream)
-        for name in ("prompt_embeddings", "prefix_length") if frames else DECISION_INPUTS:
-            self._device.upload(bucket.addresses[name], bucket.staging[name], stream)
+        else:
+            self._device.upload(bucket.addresses["images"], bucket.images, stream)
+        bucket.given.upload(stream)
         for network in self._prefix:
             addresses = {port: bucket.addresses[port] for port in self._shapes(network, bucket.prompt)}
             bucket.launches[network](addresses, stream)
         self._enqueue_steps(bucket, table, stream)
 
+    def _enqueue_denoise(self, bucket: _Bucket, table: _Table, stream: int) -> None:
+        self._device.upload(bucket.addresses["x"], bucket.given.pinned["x"], stream)
+        self._enqueue_steps(bucket, table, stream)
+
     def _enqueue_steps(self, bucket: _Bucket, table: _Table, stream: int) -> None:
         cache = {name: bucket.addresses[name] for name in ("keys", "values", "prefix_length")}
         x, x_next = bucket.addresses["x"], bucket.addresses["x_next"]
-        # Launches of kernels overlap, but not across a copy: behind it, what the prefix wrote is there.
-        self._device.upload(x, bucket.staging["x"], stream)
         for step in range(table.schedule.steps):
             modulation = table.modulation + step * table.stride
             own = {"x": x, "x_next": x_next, "modulation": modulation, "dt": table.dt}
             bucket.launches["denoise"](cache | own, stream)
             x, x_next = x_next, x
-        self._device.download(bucket.staging["actions"], x, stream)
+        self._device.download(bucket.actions, x, stream)
 
     def _bucket(self, prompt: int) -> _Bucket:
         if prompt not in self._buckets:
@@ -262,18 +266,17 @@ class GraphEngine:
             shapes = {network: self._shapes(network, prompt) for network in networks}
             flat = {name: shape for of in shapes.values() for name, shape in of.items()}
             sizes = {name: byte_size(self._ports[name], shape) for name, shape in flat.items()}
-            staged = {n: sizes[n] for n in ("images", "prompt_embeddings", "prefix_length", "x")}
-            staged["actions"] = sizes["x"]
             with ExitStack() as held:
+                alloc = partial(self._alloc, held)
+                given = Block(self._device, {n: sizes[n] for n in GIVEN}, alloc, held)
+                made = {n: alloc(size) for n, size in sizes.items() if n not in (*GIVEN, "modulation", "dt")}
                 bucket = _Bucket(
                     prompt,
                     flat,
-                    {
-                        n: self._alloc(held, size)
-                        for n, size in sizes.items()
-                        if n not in ("modulation", "dt")
-                    },
-                    {n: self._alloc_host(held, size) for n, size in staged.items()},
+                    given,
+                    self._alloc_host(held, sizes["images"]),
+                    self._alloc_host(held, sizes["x"]),
+                    made | given.addresses,
                     {network: self._launch(network, shapes[network]) for network in networks},
                     prompt,
                 )

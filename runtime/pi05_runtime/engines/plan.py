@@ -1,6 +1,8 @@
 """Kernel plans as networks that can be launched: code and weights on the device, and a list to go through.
 
-All plans share one arena, because the one stream that they are launched on runs them one after another.
+All plans share one arena, because the one stream that they are launched on runs them one after another. A
+network's launches overlap with each other, and so do its passes, but not with those of another network: what
+that one wrote may be read ahead.
 """
 
 import ctypes
@@ -55,6 +57,7 @@ class PlanProgram:
         Errors: EngineError for a file that is not that network's plan, or another chip's.
         """
         self._device, self._choices = device, choices
+        self._turn = _Turn()
         self._held = ExitStack()
         self._plans: dict[str, _Loaded] = {}
         with ExitStack() as held:
@@ -76,7 +79,7 @@ class PlanProgram:
     def stager(self) -> "PlanStager | None":
         """Of the network that has one, vision."""
         staging = ((loaded, loaded.plan.staging) for loaded in self._plans.values())
-        return next((PlanStager(self._device, one, found) for one, found in staging if found), None)
+        return next((PlanStager(self._device, one, found, self._turn) for one, found in staging if found), None)
 
     def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
         """Errors: EngineError for shapes that the plan was not made for, or a choice that it lacks."""
@@ -106,23 +109,36 @@ class PlanProgram:
 
     def _bind(self, loaded: "_Loaded", chosen: Sequence[tuple[Launch, int]]) -> "PlanLaunch":
         steps = [_Step(self._device, loaded, la, choice, self._arena) for la, choice in chosen]
-        return PlanLaunch(self._device, steps)
+        return PlanLaunch(self._device, steps, loaded.plan.component, self._turn)
 
     def close(self) -> None:
         self._plans.clear()
         self._held.close()
 
 
+class _Turn:
+    """Which network was enqueued last."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def take(self, network: str) -> bool:
+        """Whether the network comes after itself."""
+        again, self._last = network == self._last, network
+        return again
+
+
 class PlanLaunch:
     """Launches at fixed shapes. Their arguments are made once, but for the addresses of ports."""
 
-    def __init__(self, device: Device, steps: Sequence["_Step"]) -> None:
-        self._device, self._steps = device, steps
+    def __init__(self, device: Device, steps: Sequence["_Step"], network: str, turn: _Turn) -> None:
+        self._device, self._steps, self._network, self._turn = device, steps, network, turn
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __call__(self, addresses: Mapping[str, int], stream: int) -> None:
+        early = self._turn.take(self._network)
         for step in self._steps:
             for index, port in step.ports:
                 step.values[index] = addresses[port.name] + port.offset
@@ -130,13 +146,17 @@ class PlanLaunch:
                 address = addresses[port.name] + port.offset
                 step.values[index] = self._device.describe_tiles(address, tiled)
             arguments = (tuple(step.values), step.types)
-            self._device.launch_kernel(step.kernel, step.grid, step.threads, step.shared, arguments, stream)
+            self._device.launch_kernel(
+                step.kernel, step.grid, step.threads, step.shared, arguments, stream, early
+            )
+            early = True
 
 
 class PlanStager:
     """One kernel, whose numbers come from the frames."""
 
-    def __init__(self, device: Device, loaded: "_Loaded", staging: Staging) -> None:
+    def __init__(self, device: Device, loaded: "_Loaded", staging: Staging, turn: _Turn) -> None:
+        self._network, self._turn = loaded.plan.component, turn
         self.size = staging.size
         self.convention: Convention = staging.convention
         self._device, self._function = device, loaded.kernels[staging.kernel]
@@ -158,7 +178,10 @@ class PlanStager:
         types = [ctypes.c_void_p] * len(pointers) + [ctypes.c_int32] * len(numbers)
         arguments = ((*pointers, *numbers, *[0] * _SCRATCH), (*types, *[ctypes.c_void_p] * _SCRATCH))
         grid, kernel = (self.size, 3, 1), self._kernel
-        self._device.launch_kernel(self._function, grid, kernel.threads, kernel.shared, arguments, stream)
+        early = self._turn.take(self._network)
+        self._device.launch_kernel(
+            self._function, grid, kernel.threads, kernel.shared, arguments, stream, early
+        )
 
 
 class _Step:
