@@ -7,9 +7,10 @@ That pays by turns: what a launch fetches ahead stands in the way of what those 
 of the word that they have ended. So kernels have a constant that says when the next may come, ADMIT, which
 tuning chooses like a tile.
 
-Before it waits, a kernel may read what no kernel writes, or what another network wrote, whose launches overlap
-with none of its own (pi05_runtime/engines/plan.py); and it may write nothing. Every kernel waits, so all before
-the previous one have ended too; the compiler refuses one that does not, and one that writes before (compile.py).
+Before it waits, a kernel may read what no kernel writes, or what another network wrote, whose launches
+overlap with none of its own (pi05_runtime/engines/plan.py); and it may write nothing. Every kernel waits, so
+all before the previous one have ended too; the compiler refuses one that does not, and one that writes before
+(compile.py).
 """
 
 import triton
@@ -24,6 +25,8 @@ LINE: tl.constexpr = tl.constexpr(128)
 """Of the L2 cache, in bytes."""
 ASKED: tl.constexpr = tl.constexpr(16384)
 """What a program's threads ask for at a time, in bytes."""
+LINES: tl.constexpr = tl.constexpr(512)
+"""As many at a time of rows."""
 
 
 @triton.jit
@@ -43,6 +46,17 @@ def ask_for(weights, BYTES: tl.constexpr, mine, PROGRAMS: tl.constexpr):
     lines = tl.arange(0, ASKED // LINE) * (LINE // size)
     for piece in tl.range(mine, BYTES // ASKED, PROGRAMS):
         ask_ahead(weights + piece * (ASKED // size) + lines)
+
+
+@triton.jit
+def ask_rows(weights, ROWS: tl.constexpr, BYTES: tl.constexpr, PITCH: tl.constexpr, mine, programs):
+    """Asks so for the first BYTES of each of ROWS rows, PITCH bytes apart: for the share that program `mine`
+    of `programs` has."""
+    size: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
+    of_row: tl.constexpr = BYTES // LINE
+    for first in tl.range(mine * LINES, ROWS * of_row, programs * LINES):
+        line = first + tl.arange(0, LINES)
+        ask_ahead(weights + line // of_row % ROWS * (PITCH // size) + line % of_row * (LINE // size))
 
 
 @triton.jit

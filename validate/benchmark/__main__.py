@@ -127,7 +127,7 @@ def seeded_subjects(
     from validate.benchmark.kernels import compile_file, read_kernels
     from validate.benchmark.maker import Maker
     from validate.benchmark.measured import chosen, write_table
-    from validate.benchmark.seeded import KEPT, SEED, seeded_weights, write_checkpoint
+    from validate.benchmark.seeded import SEED, kept, seeded_weights, write_checkpoint
 
     params, device = load_params(), "cuda" if torch.cuda.is_available() else "cpu"
     wanted = [PROFILES[name] for name in asked.profile]
@@ -156,7 +156,7 @@ def seeded_subjects(
                     entries |= chosen(bundle, calls, file.kernels, record)
                     write_table(asked.out, record.gpu, entries)
                 engines = tuned if asked.tune else None
-                said, keep = f"seeded weights, seed {SEED}", KEPT if recipe == "fp8" else {}
+                said, keep = f"seeded weights, seed {SEED}", kept(PROFILES[name]) if recipe == "fp8" else {}
                 subject = Subject(f"{name} {recipe}", name, bundle, asked.target, said, engines, keep)
                 yield subject, checkpoint
 

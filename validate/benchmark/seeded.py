@@ -37,9 +37,7 @@ from validate.benchmark.profiles import Profile
 
 SEED = 0
 LARGEST = 448
-KEPT: dict[str, tuple[str, ...]] = {"vision": ("projector",), "denoise": ("layers.*.o",)}
-"""Layers that stay in bf16 in FP8, as `keep` of params.yaml names them: a fifth of the error at one step, for
-an eighth more bytes a step."""
+FEW_VIEWS = 2
 STATE = 8
 Weights = Mapping[str, Tensor]
 
@@ -61,6 +59,14 @@ def write_checkpoint(folder: Path, weights: Weights, geometry: Geometry) -> None
     stored |= {n: torch.zeros(unused[n.split(".")[-2]], dtype=torch.bfloat16) for n in sorted(UNUSED)}
     with staged(folder) as out:
         save_file(stored, out / "model.safetensors")
+
+
+def kept(profile: Profile) -> dict[str, tuple[str, ...]]:
+    """Layers that stay in bf16 in FP8, as `keep` of params.yaml names them: a fifth of the error at one step,
+    for an eighth more bytes a step. Of more views the error is larger, and most of it vision's, which then
+    stays whole."""
+    vision = "projector" if profile.views <= FEW_VIEWS else "*"
+    return {"vision": (vision,), "denoise": ("layers.*.o",)}
 
 
 def interface_of(profile: Profile, geometry: Geometry) -> Interface:
@@ -193,10 +199,10 @@ def reference_actions(
         return {n: model.sample(start, cache, valid, n, "openpi")[0].cpu() for n in steps}
 
 
-def _coded(component: str, ranges: Mapping[str, float]) -> dict[str, float]:
+def _coded(profile: Profile, component: str, ranges: Mapping[str, float]) -> dict[str, float]:
     """Those of the layers that FP8 does not keep."""
-    kept = KEPT.get(component, ())
-    return {n: r for n, r in ranges.items() if not any(fnmatch(n, pattern) for pattern in kept)}
+    patterns = kept(profile).get(component, ())
+    return {n: r for n, r in ranges.items() if not any(fnmatch(n, pattern) for pattern in patterns)}
 
 
 def describe(
@@ -216,7 +222,8 @@ def describe(
     )
     found: dict[str, list[Described]] = {}
     for component, module in progress(modules.items(), desc=f"{recipe} plans", unit="component"):
-        source = Component(component, module, _coded(component, ranges[component]) if recipe == "fp8" else {})
+        coded = _coded(profile, component, ranges[component]) if recipe == "fp8" else {}
+        source = Component(component, module, coded)
         with chdir(folder), torch.device(device):
             found[component] = plan.describe(chip, component, source, [profile.prompt])
     return found

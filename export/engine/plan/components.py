@@ -3,7 +3,7 @@
 import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
-from export.engine.plan.launches import BF16, attention, decode_attention, norm
+from export.engine.plan.launches import BF16, Ask, attention, decode_attention, norm
 from export.engine.plan.products import (
     Heads,
     activations,
@@ -16,11 +16,13 @@ from export.engine.plan.products import (
     weight,
 )
 from export.engine.plan.source import Source
-from export.engine.plan.tiles import DEPTH, power_of_two, tiles
+from export.engine.plan.tiles import DEPTH, TALL, power_of_two, tiles
 from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
 FP32, INT32 = torch.float32, torch.int32
+AHEAD_OF_ROW = 4 * DEPTH
+"""Bytes of each row of a large matrix that are asked for before its product begins."""
 STRIDES = [f"{of}_{by}" for of in ("Q", "K", "OUT") for by in ("ROW", "HEAD", "BATCH")]
 """What the attention kernel steps by, in elements."""
 
@@ -50,26 +52,30 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
     )
     for i in range(v.depth):
         layer = f"layers.{i}"
+        out, fc1 = s.linear(f"{layer}.out"), s.linear(f"{layer}.fc1").grown((mlp, width))
+        fc2 = s.linear(f"{layer}.fc2").grown((width, mlp))
         y, x = norm(
-            b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts, soon=f"{layer}.norm2"
-        )
+            b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts,
+            next_norm=f"{layer}.norm2", asks=[Ask.of(f"{layer}.out", out), Ask.of(f"{layer}.fc1", fc1)],
+        )  # fmt: skip
         qkv = b.result(BF16, rows, 3 * width)
         matmul(b, s, f"{layer}.qkv", y, rows, out=qkv)
-        mixed = activations(b, s.linear(f"{layer}.out"), rows, width)
+        mixed = activations(b, out, rows, width)
         attention(
-            b, f"{layer}.attention", qkv, qkv.at(width), qkv.at(2 * width), mixed, s.linear(f"{layer}.out"),
+            b, f"{layer}.attention", qkv, qkv.at(width), qkv.at(2 * width), mixed, out,
             rows=v.tokens, keys=v.tokens, dim=head, strides=strides, heads=v.heads, batches=views,
         )  # fmt: skip
         parts = added(b, s, f"{layer}.out", mixed, rows)
-        soon = f"layers.{i + 1}.norm1" if i + 1 < v.depth else "norm"
-        y, x = norm(b, s, f"{layer}.norm2", x, rows, width, s.linear(f"{layer}.fc1"), parts=parts, soon=soon)
-        hidden = activations(b, s.linear(f"{layer}.fc2"), rows, mlp)
-        matmul(
-            b, s, f"{layer}.fc1", y, rows, out=hidden, following=s.linear(f"{layer}.fc2"), epilogue="gelu",
-            size=(mlp, width),
+        last = i + 1 == v.depth
+        following = "projector" if last else f"layers.{i + 1}.qkv"
+        y, x = norm(
+            b, s, f"{layer}.norm2", x, rows, width, fc1, parts=parts,
+            next_norm="norm" if last else f"layers.{i + 1}.norm1",
+            asks=[Ask.of(f"{layer}.fc2", fc2), Ask.of(following, s.linear(following))],
         )  # fmt: skip
-        grown = s.linear(f"{layer}.fc2").grown((width, mlp))
-        parts = added(b, s, f"{layer}.fc2", hidden, rows, layer=grown)
+        hidden = activations(b, fc2, rows, mlp)
+        matmul(b, s, f"{layer}.fc1", y, rows, out=hidden, following=fc2, epilogue="gelu", size=(mlp, width))
+        parts = added(b, s, f"{layer}.fc2", hidden, rows, layer=fc2)
     y, _ = norm(b, s, "norm", x, rows, width, s.linear("projector"), parts=parts)
     matmul(b, s, "projector", y, rows, out=b.port("image_tokens", BF16))
 
@@ -105,15 +111,21 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
     for i in range(p.depth - 1):
         layer = f"layers.{i}"
         heads = cache(i, p.heads)
-        y, x = norm(b, s, f"{layer}.attention_norm", x, rows, p.width, s.linear(f"{layer}.qkv"), parts=parts)
+        qkv, o, gate_up = (s.linear(f"{layer}.{name}") for name in ("qkv", "o", "gate_up"))
+        y, x = norm(
+            b, s, f"{layer}.attention_norm", x, rows, p.width, qkv, parts=parts,
+            asks=[Ask.of(f"{layer}.qkv", qkv), Ask.of(f"{layer}.o", o)],
+        )  # fmt: skip
         matmul(b, s, f"{layer}.qkv", y, rows, heads=heads, length=length)
-        mixed = activations(b, s.linear(f"{layer}.o"), rows, p.heads * p.head_dim)
+        mixed = activations(b, o, rows, p.heads * p.head_dim)
         attention(
-            b, f"{layer}.attention", heads.queried, heads.keys, heads.values, mixed, s.linear(f"{layer}.o"),
+            b, f"{layer}.attention", heads.queried, heads.keys, heads.values, mixed, o,
             rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=strides, length=length,
         )  # fmt: skip
         parts = added(b, s, f"{layer}.o", mixed, rows, length=length)
-        y, x = norm(b, s, f"{layer}.mlp_norm", x, rows, p.width, s.linear(f"{layer}.gate_up"), parts=parts)
+        # Too much to come at once: what the first tiles begin with.
+        first = Ask.of(f"{layer}.gate_up", gate_up, b.chip.processors * TALL, AHEAD_OF_ROW)
+        y, x = norm(b, s, f"{layer}.mlp_norm", x, rows, p.width, gate_up, parts=parts, asks=[first])
         down = s.linear(f"{layer}.down")
         hidden = activations(b, down, rows, p.mlp)
         matmul(b, s, f"{layer}.gate_up", y, rows, out=hidden, following=down, epilogue="geglu", length=length)

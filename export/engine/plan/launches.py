@@ -1,10 +1,12 @@
 """Launches between products: norms with the sums that come before them, and attention."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from export.engine.plan.builder import Builder, Operand, Tiling, Value, Way
+from export.engine.plan.builder import Builder, Operand, Tiling, Value, Way, WeightValue
 from export.engine.plan.products import HOPPER, Heads, Parts, activations, ceil, inverse, optional
 from export.engine.plan.source import Linear, Source
 from export.engine.plan.tiles import (
@@ -29,6 +31,30 @@ BF16 = torch.bfloat16
 LOG2_E = math.log2(math.e)
 
 
+@dataclass(frozen=True)
+class Ask:
+    """Weights that a launch to come reads: the first `size` bytes of each of `rows` rows, `pitch` bytes
+    apart. A chip's memory is idle while much is multiplied with little, and its cache has room."""
+
+    weight: Value
+    rows: int
+    size: int
+    pitch: int
+
+    @classmethod
+    def of(cls, name: str, layer: Linear, rows: int | None = None, size: int | None = None) -> "Ask":
+        """Of a product's weights, as it reads them; all of them if not told otherwise."""
+        n, k = layer.weight.shape
+        pitch = k * layer.weight.itemsize
+        return cls(
+            WeightValue(layer.weight.dtype, 0, name), min(rows or n, n), min(size or pitch, pitch), pitch
+        )
+
+    def constants(self, which: str) -> dict[str, int]:
+        """Of the kernel, whose names begin with `which`."""
+        return {f"{which}_ROWS": self.rows, f"{which}_BYTES": self.size, f"{which}_PITCH": self.pitch}
+
+
 def norm(
     b: Builder,
     source: Source,
@@ -42,13 +68,15 @@ def norm(
     gate: Value | None = None,
     modulation: Value | None = None,
     followed: bool = False,
-    soon: str = "",
+    next_norm: str = "",
+    asks: Sequence[Ask] = (),
 ) -> tuple[Value, Value]:
     """(what `following` reads, the residual after `parts`, times `gate`, were added). LayerNorm where the
     component has weights of that name, RMS otherwise, adaRMS with a modulation. followed: by that of another
-    norm. soon: the LayerNorm that comes next."""
+    norm. next_norm: the LayerNorm that comes next. asks: two at most, where that may be worth it."""
     out = activations(b, following, rows, width)
     summed = b.result(BF16, rows, width) if parts else None
+    asked = dict(zip(("soon", "later"), asks, strict=False))
     b.launch(
         name,
         norm_kernels.norm,
@@ -60,16 +88,18 @@ def norm(
             "summed": summed,
             "weight": optional(b, source, f"{name}.weight", width),
             "bias": optional(b, source, f"{name}.bias", width),
-            "next_weight": optional(b, source, f"{soon}.weight", width),
-            "next_bias": optional(b, source, f"{soon}.bias", width),
+            "next_weight": optional(b, source, f"{next_norm}.weight", width),
+            "next_bias": optional(b, source, f"{next_norm}.bias", width),
             "modulation": modulation,
             "out": out,
             "ROWS": rows,
             "inverse_scale": inverse(following),
-        },
+        }
+        | {which: ask.weight for which, ask in asked.items()},
         {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0}
-        | {"FOLLOWED": int(followed)},
-        tuple(norm_tiles()),
+        | {"FOLLOWED": int(followed)}
+        | {name: n for which, ask in asked.items() for name, n in ask.constants(which.upper()).items()},
+        tuple(norm_tiles(bool(asks))),
         lambda _: (rows,),
     )
     return out, summed or x

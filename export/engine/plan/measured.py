@@ -53,8 +53,10 @@ def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tup
 
 
 def _whole(launch: str) -> list[str]:
-    """Its kind, into however many parts it is split: they follow from the rows."""
-    return [word for word in launch.split() if not word.startswith(("SPLITS=", "WIDTH="))]
+    """Its kind, into however many parts it is split, which follow from the rows, and whatever is asked for
+    meanwhile."""
+    free = ("SPLITS=", "WIDTH=", "SOON_", "LATER_")
+    return [word for word in launch.split() if not word.startswith(free)]
 
 
 def shape(constants: Mapping[str, int | str | None]) -> dict[str, int]:

@@ -178,10 +178,11 @@ def tall_splits(processors: int, n: int, k: int, fp8: bool) -> int:
     return max(math.gcd(processors // max(n // TALL, 1), k // _depth(k, fp8)), 1)
 
 
-def norm_tiles() -> Iterator[Tiles]:
-    """A row a program."""
+def norm_tiles(asks: bool) -> Iterator[Tiles]:
+    """A row a program. asks: whether there are weights to be asked for."""
     for warps, admit in ((4, AT_ONCE), (8, AT_ONCE), (2, AT_ONCE), (16, AT_ONCE), (8, ENDED), (16, ENDED)):
-        yield tiles(warps, 1, ADMIT=admit.value)
+        for soon in range(1 + (asks and warps > 2)):
+            yield tiles(warps, 1, ADMIT=admit.value, SOON=soon)
 
 
 def chunk_tiles(rows: int, soon: int) -> Iterator[Tiles]:

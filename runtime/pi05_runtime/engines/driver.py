@@ -87,7 +87,14 @@ class Device(Protocol):
         ...
 
     def launch_kernel(
-        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int, early: bool
+        self,
+        kernel: int,
+        grid: Grid,
+        threads: int,
+        shared: int,
+        arguments: Arguments,
+        stream: int,
+        early: bool,
     ) -> None:
         """Enqueues one kernel. arguments: values, and their ctypes, None for what `describe_tiles` gave. early:
         its blocks may come before the kernel before it has ended, for which it waits itself."""
@@ -189,7 +196,14 @@ class CudaDevice:
         return int(kernel)
 
     def launch_kernel(
-        self, kernel: int, grid: Grid, threads: int, shared: int, arguments: Arguments, stream: int, early: bool
+        self,
+        kernel: int,
+        grid: Grid,
+        threads: int,
+        shared: int,
+        arguments: Arguments,
+        stream: int,
+        early: bool,
     ) -> None:
         config = self._cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid

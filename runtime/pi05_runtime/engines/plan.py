@@ -79,7 +79,9 @@ class PlanProgram:
     def stager(self) -> "PlanStager | None":
         """Of the network that has one, vision."""
         staging = ((loaded, loaded.plan.staging) for loaded in self._plans.values())
-        return next((PlanStager(self._device, one, found, self._turn) for one, found in staging if found), None)
+        return next(
+            (PlanStager(self._device, one, found, self._turn) for one, found in staging if found), None
+        )
 
     def bind(self, network: str, shapes: Shapes, stream: int) -> "PlanLaunch":
         """Errors: EngineError for shapes that the plan was not made for, or a choice that it lacks."""
