@@ -23,7 +23,7 @@ from pi05_runtime.plan import Shaped
 
 SETTLE = 20
 """Measurements before those that count: a GPU's clocks rise with work, which the first variant would miss."""
-WARM_UP, REPEATS = 2, 9
+WARM_UP, REPEATS = 2, 25
 ALMOST = 1.01
 """Times the best, of a network: worth another measurement."""
 LAUNCHES = 400
