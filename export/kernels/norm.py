@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from export.kernels.epilogue import rounded
-from export.kernels.order import LINE, after_previous, ask_ahead, ask_rows
+from export.kernels.order import LINE, after_previous, ask_ahead, ask_for
 
 EPSILON: tl.constexpr = tl.constexpr(1e-6)
 
@@ -22,9 +22,7 @@ def norm(
     x, parts, shift, gate, summed, weight, bias, next_weight, next_bias, modulation, out, soon, later, ROWS,
     inverse_scale,
     N: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, FOLLOWED: tl.constexpr,
-    SOON_ROWS: tl.constexpr, SOON_BYTES: tl.constexpr, SOON_PITCH: tl.constexpr,
-    LATER_ROWS: tl.constexpr, LATER_BYTES: tl.constexpr, LATER_PITCH: tl.constexpr,
-    ADMIT: tl.constexpr, SOON: tl.constexpr,
+    SOON_BYTES: tl.constexpr, LATER_BYTES: tl.constexpr, ADMIT: tl.constexpr, SOON: tl.constexpr,
 ):  # fmt: skip
     """out [ROWS, N] of x [ROWS, N], or of x + gate * (shift + parts), rounded to bf16 and stored to `summed`
     too.
@@ -32,8 +30,8 @@ def norm(
     parts: [SPLITS, ROWS, N]. shift: [N]. These and x: bf16, or fp32 from the patch embedding. gate: fp32 [N],
     None for 1. weight, bias: bf16 [N] of a LayerNorm, next_weight and next_bias those of the next one.
     modulation: fp32 scale [N], shift [N] and gate [N] of adaRMS, and those of the next norm behind them if
-    FOLLOWED. WIDTH: the power of two that holds N. soon, later: weights of launches to come, to be asked for
-    if SOON: of ROWS rows, PITCH bytes apart, the first BYTES. Grid: ROWS.
+    FOLLOWED. WIDTH: the power of two that holds N. soon, later: weights of launches to come, of which the
+    first BYTES are asked for if SOON. Grid: ROWS.
     """
     columns = tl.arange(0, WIDTH)
     inside = columns < N
@@ -60,10 +58,8 @@ def norm(
         ask_ahead(next_weight + lines)
         ask_ahead(next_bias + lines)
     if SOON:
-        if soon is not None:
-            ask_rows(soon, SOON_ROWS, SOON_BYTES, SOON_PITCH, tl.program_id(0), tl.num_programs(0))
-        if later is not None:
-            ask_rows(later, LATER_ROWS, LATER_BYTES, LATER_PITCH, tl.program_id(0), tl.num_programs(0))
+        ask_for(soon, SOON_BYTES, tl.program_id(0), tl.num_programs(0))
+        ask_for(later, LATER_BYTES, tl.program_id(0), tl.num_programs(0))
     after_previous(ADMIT)
     values = tl.load(x + places, inside, 0.0).to(tl.float32)
     if parts is not None:

@@ -23,10 +23,8 @@ ENDED: tl.constexpr = tl.constexpr(2)
 previous one has ended."""
 LINE: tl.constexpr = tl.constexpr(128)
 """Of the L2 cache, in bytes."""
-ASKED: tl.constexpr = tl.constexpr(16384)
+ASKED: tl.constexpr = tl.constexpr(65536)
 """What a program's threads ask for at a time, in bytes."""
-LINES: tl.constexpr = tl.constexpr(512)
-"""As many at a time of rows."""
 
 
 @triton.jit
@@ -39,24 +37,13 @@ def ask_ahead(lines):
 
 
 @triton.jit
-def ask_for(weights, BYTES: tl.constexpr, mine, PROGRAMS: tl.constexpr):
+def ask_for(weights, BYTES: tl.constexpr, mine, programs):
     """Asks so for the first BYTES, a multiple of ASKED, of weights of a launch to come: for the share that
-    program `mine` of PROGRAMS has."""
+    program `mine` of `programs` has."""
     size: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
     lines = tl.arange(0, ASKED // LINE) * (LINE // size)
-    for piece in tl.range(mine, BYTES // ASKED, PROGRAMS):
+    for piece in tl.range(mine, BYTES // ASKED, programs):
         ask_ahead(weights + piece * (ASKED // size) + lines)
-
-
-@triton.jit
-def ask_rows(weights, ROWS: tl.constexpr, BYTES: tl.constexpr, PITCH: tl.constexpr, mine, programs):
-    """Asks so for the first BYTES of each of ROWS rows, PITCH bytes apart: for the share that program `mine`
-    of `programs` has."""
-    size: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
-    of_row: tl.constexpr = BYTES // LINE
-    for first in tl.range(mine * LINES, ROWS * of_row, programs * LINES):
-        line = first + tl.arange(0, LINES)
-        ask_ahead(weights + line // of_row % ROWS * (PITCH // size) + line % of_row * (LINE // size))
 
 
 @triton.jit

@@ -19,18 +19,10 @@ def run(x, out, scale=1.0, followed=0, **given):
     names = ("parts", "shift", "gate", "summed", "weight", "bias", "next_weight", "next_bias", "modulation")
     splits = len(given["parts"]) if "parts" in given else 0
     soon, later = given.get("soon"), given.get("later")
-    asks = {
-        f"{which}_{what}": value
-        for which, ask in (("SOON", soon), ("LATER", later))
-        for what, value in (zip(("ROWS", "BYTES", "PITCH"), ask[1:], strict=True) if ask else ())
-    }
-    unasked = dict.fromkeys(
-        (f"{which}_{what}" for which in ("SOON", "LATER") for what in ("ROWS", "BYTES", "PITCH")), 0
-    )
+    sizes = [0 if weights is None else weights.nbytes for weights in (soon, later)]
     norm[(len(x),)](
-        x, *(given.get(name) for name in names), out, soon and soon[0], later and later[0], len(x), scale,
-        N=x.shape[1], WIDTH=2048, SPLITS=splits, FOLLOWED=followed, ADMIT=0, SOON=int(soon is not None),
-        **unasked | asks,
+        x, *(given.get(name) for name in names), out, soon, later, len(x), scale,
+        x.shape[1], 2048, splits, followed, *sizes, ADMIT=0, SOON=int(soon is not None),
     )  # fmt: skip
     return out
 
@@ -67,12 +59,11 @@ def test_weights_to_come_are_asked_for() -> None:
     # On a GPU, kernels are not interpreted, and importing it would change that.
     interpreter = sys.modules.get("tests.kernels.interpreter") or pytest.skip("not interpreted")
     interpreter.ASKED.clear()
-    x, out, weights, whole = bf16(5, 72), torch.empty(5, 72).bfloat16(), bf16(16, 512), bf16(40, 64)
+    x, out, soon, later = bf16(5, 72), torch.empty(5, 72).bfloat16(), bf16(96, 1024), bf16(8, 8192)
     following = {"next_weight": bf16(72), "next_bias": bf16(72)}
-    run(x, out, soon=(weights, 16, 256, 1024), later=(whole, 40, 128, 128), **following)
+    run(x, out, soon=soon, later=later, **following)
     near(out, rms(x))
-    wanted = {weights.data_ptr() + 1024 * row + at for row in range(16) for at in (0, 128)}
-    wanted |= {whole.data_ptr() + 128 * row for row in range(40)}
+    wanted = {weights.data_ptr() + at for weights in (soon, later) for at in range(0, weights.nbytes, 128)}
     wanted |= {tensor.data_ptr() + at for tensor in following.values() for at in (0, 128)}
     assert set(interpreter.ASKED) == wanted
 

@@ -3,7 +3,7 @@
 import torch
 
 from export.engine.plan.builder import Builder, PortValue, Value
-from export.engine.plan.launches import BF16, Ask, attention, decode_attention, norm
+from export.engine.plan.launches import BF16, attention, decode_attention, norm
 from export.engine.plan.products import (
     Heads,
     activations,
@@ -16,13 +16,11 @@ from export.engine.plan.products import (
     weight,
 )
 from export.engine.plan.source import Source
-from export.engine.plan.tiles import DEPTH, TALL, power_of_two, tiles
+from export.engine.plan.tiles import DEPTH, power_of_two, tiles
 from export.kernels import embed
 from pi05_runtime.geometry import Geometry
 
 FP32, INT32 = torch.float32, torch.int32
-AHEAD_OF_ROW = 4 * DEPTH
-"""Bytes of each row of a large matrix that are asked for before its product begins."""
 STRIDES = [f"{of}_{by}" for of in ("Q", "K", "OUT") for by in ("ROW", "HEAD", "BATCH")]
 """What the attention kernel steps by, in elements."""
 
@@ -56,7 +54,7 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
         fc2 = s.linear(f"{layer}.fc2").grown((width, mlp))
         y, x = norm(
             b, s, f"{layer}.norm1", x, rows, width, s.linear(f"{layer}.qkv"), parts=parts,
-            next_norm=f"{layer}.norm2", asks=[Ask.of(f"{layer}.out", out), Ask.of(f"{layer}.fc1", fc1)],
+            next_norm=f"{layer}.norm2", asks={f"{layer}.out": out, f"{layer}.fc1": fc1},
         )  # fmt: skip
         qkv = b.result(BF16, rows, 3 * width)
         matmul(b, s, f"{layer}.qkv", y, rows, out=qkv)
@@ -71,7 +69,7 @@ def vision(b: Builder, s: Source, g: Geometry, views: int) -> None:
         y, x = norm(
             b, s, f"{layer}.norm2", x, rows, width, fc1, parts=parts,
             next_norm="norm" if last else f"layers.{i + 1}.norm1",
-            asks=[Ask.of(f"{layer}.fc2", fc2), Ask.of(following, s.linear(following))],
+            asks={f"{layer}.fc2": fc2, following: s.linear(following)},
         )  # fmt: skip
         hidden = activations(b, fc2, rows, mlp)
         matmul(b, s, f"{layer}.fc1", y, rows, out=hidden, following=fc2, epilogue="gelu", size=(mlp, width))
@@ -112,10 +110,7 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
         layer = f"layers.{i}"
         heads = cache(i, p.heads)
         qkv, o, gate_up = (s.linear(f"{layer}.{name}") for name in ("qkv", "o", "gate_up"))
-        y, x = norm(
-            b, s, f"{layer}.attention_norm", x, rows, p.width, qkv, parts=parts,
-            asks=[Ask.of(f"{layer}.qkv", qkv), Ask.of(f"{layer}.o", o)],
-        )  # fmt: skip
+        y, x = norm(b, s, f"{layer}.attention_norm", x, rows, p.width, qkv, parts=parts)
         matmul(b, s, f"{layer}.qkv", y, rows, heads=heads, length=length)
         mixed = activations(b, o, rows, p.heads * p.head_dim)
         attention(
@@ -123,9 +118,7 @@ def prefill(b: Builder, s: Source, g: Geometry, image_tokens: int, prompt: int) 
             rows=rows * p.heads, keys=rows, dim=p.head_dim, strides=strides, length=length,
         )  # fmt: skip
         parts = added(b, s, f"{layer}.o", mixed, rows, length=length)
-        # Too much to come at once: what the first tiles begin with.
-        first = Ask.of(f"{layer}.gate_up", gate_up, b.chip.processors * TALL, AHEAD_OF_ROW)
-        y, x = norm(b, s, f"{layer}.mlp_norm", x, rows, p.width, gate_up, parts=parts, asks=[first])
+        y, x = norm(b, s, f"{layer}.mlp_norm", x, rows, p.width, gate_up, parts=parts)
         down = s.linear(f"{layer}.down")
         hidden = activations(b, down, rows, p.mlp)
         matmul(b, s, f"{layer}.gate_up", y, rows, out=hidden, following=down, epilogue="geglu", length=length)

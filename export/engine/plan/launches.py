@@ -1,8 +1,7 @@
 """Launches between products: norms with the sums that come before them, and attention."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
@@ -31,30 +30,6 @@ BF16 = torch.bfloat16
 LOG2_E = math.log2(math.e)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """Weights that a launch to come reads: the first `size` bytes of each of `rows` rows, `pitch` bytes
-    apart. A chip's memory is idle while much is multiplied with little, and its cache has room."""
-
-    weight: Value
-    rows: int
-    size: int
-    pitch: int
-
-    @classmethod
-    def of(cls, name: str, layer: Linear, rows: int | None = None, size: int | None = None) -> "Ask":
-        """Of a product's weights, as it reads them; all of them if not told otherwise."""
-        n, k = layer.weight.shape
-        pitch = k * layer.weight.itemsize
-        return cls(
-            WeightValue(layer.weight.dtype, 0, name), min(rows or n, n), min(size or pitch, pitch), pitch
-        )
-
-    def constants(self, which: str) -> dict[str, int]:
-        """Of the kernel, whose names begin with `which`."""
-        return {f"{which}_ROWS": self.rows, f"{which}_BYTES": self.size, f"{which}_PITCH": self.pitch}
-
-
 def norm(
     b: Builder,
     source: Source,
@@ -69,14 +44,19 @@ def norm(
     modulation: Value | None = None,
     followed: bool = False,
     next_norm: str = "",
-    asks: Sequence[Ask] = (),
+    asks: Mapping[str, Linear] | None = None,
 ) -> tuple[Value, Value]:
     """(what `following` reads, the residual after `parts`, times `gate`, were added). LayerNorm where the
     component has weights of that name, RMS otherwise, adaRMS with a modulation. followed: by that of another
-    norm. next_norm: the LayerNorm that comes next. asks: two at most, where that may be worth it."""
+    norm. next_norm: the LayerNorm that comes next. asks: two layers by name, for whose weights the L2 cache
+    may be asked meanwhile: a chip's memory is idle while much is multiplied with little."""
     out = activations(b, following, rows, width)
     summed = b.result(BF16, rows, width) if parts else None
-    asked = dict(zip(("soon", "later"), asks, strict=False))
+    asked: dict[str, Operand] = {}
+    sizes: dict[str, int] = {"SOON_BYTES": 0, "LATER_BYTES": 0}
+    for which, (layer, linear) in zip(("soon", "later"), asks.items() if asks else (), strict=False):
+        asked[which] = WeightValue(linear.weight.dtype, 0, layer)
+        sizes[f"{which.upper()}_BYTES"] = linear.weight.nbytes
     b.launch(
         name,
         norm_kernels.norm,
@@ -95,10 +75,10 @@ def norm(
             "ROWS": rows,
             "inverse_scale": inverse(following),
         }
-        | {which: ask.weight for which, ask in asked.items()},
+        | asked,
         {"N": width, "WIDTH": power_of_two(width), "SPLITS": parts.splits if parts else 0}
         | {"FOLLOWED": int(followed)}
-        | {name: n for which, ask in asked.items() for name, n in ask.constants(which.upper()).items()},
+        | sizes,
         tuple(norm_tiles(bool(asks))),
         lambda _: (rows,),
     )

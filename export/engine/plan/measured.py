@@ -55,7 +55,7 @@ def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tup
 def _whole(launch: str) -> list[str]:
     """Its kind, into however many parts it is split, which follow from the rows, and whatever is asked for
     meanwhile."""
-    free = ("SPLITS=", "WIDTH=", "SOON_", "LATER_")
+    free = ("SPLITS=", "WIDTH=", "SOON_BYTES=", "LATER_BYTES=")
     return [word for word in launch.split() if not word.startswith(free)]
 
 
