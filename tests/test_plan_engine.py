@@ -174,6 +174,9 @@ def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.Monkey
     ):
         ordered = measured.best_first(chip, launch, rows, choices)
         assert ordered[0] == choices[first] and set(ordered) == set(choices)
+    # All rows of an action chunk are in one tile, however many they are.
+    higher = [tiles(4, 3, BM=128, BN=n, GROUP=8) for n in (16, 32, 64)]
+    assert measured.best_first(90, "matmul", 600, higher)[0] == higher[2]
 
 
 def test_the_tables_are_of_launches_that_there_are() -> None:

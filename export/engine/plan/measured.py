@@ -1,8 +1,8 @@
 """What a chip was measured to like best, so that a plan is fast there before anybody tunes it.
 
 measured/sm<chip>.json holds, for each kind of launch, the tile that `pi05 tune` chose on that chip, at every
-number of rows that was measured; a launch takes that of the nearest that it can have. It only says which
-variant comes first: all of them go into the engine.
+number of rows that was measured; a launch takes that of the nearest that it can have, in a height of its own
+if it can have none. It only says which variant comes first: all of them go into the engine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from export.engine.plan.tiles import Tiles
 
@@ -42,14 +43,15 @@ def kind(kernel: str, dtype: str, constants: Mapping[str, int | str]) -> str:
 
 def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tuple[Tiles, ...]:
     """The tiles with the measured one, if there is one, in front. chip: as Triton counts."""
-    offered = [entry for entry in _entries(chip) if any(_same(entry, t) for t in tiles)]
-    known = [e for e in offered if e.launch == launch] or [
-        e for e in offered if _whole(e.launch) == _whole(launch)
-    ]
-    if not known:
-        return tuple(tiles)
-    best = min(known, key=lambda entry: abs(entry.rows - rows))
-    return tuple(sorted(tiles, key=lambda t: not _same(best, t)))
+    for alike in (_same, _same_but_for_height):
+        offered = [entry for entry in _entries(chip) if any(alike(entry, t) for t in tiles)]
+        known = [e for e in offered if e.launch == launch] or [
+            e for e in offered if _whole(e.launch) == _whole(launch)
+        ]
+        if known:
+            best = min(known, key=lambda entry: abs(entry.rows - rows))
+            return tuple(sorted(tiles, key=lambda t: not alike(best, t)))
+    return tuple(tiles)
 
 
 def _whole(launch: str) -> list[str]:
@@ -72,3 +74,9 @@ def _entries(chip: int) -> tuple[Entry, ...]:
 
 def _same(entry: Entry, t: Tiles) -> bool:
     return (entry.tile, entry.warps, entry.stages) == (shape(dict(t.constants)), t.warps, t.stages)
+
+
+def _same_but_for_height(entry: Entry, t: Tiles) -> bool:
+    """Of few rows it is all of them."""
+    lower = {**entry.tile, "BM": shape(dict(t.constants)).get("BM", 0)}
+    return "BM" in entry.tile and _same(replace(entry, tile=lower), t)
