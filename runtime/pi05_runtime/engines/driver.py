@@ -96,8 +96,8 @@ class Device(Protocol):
         stream: int,
         early: bool,
     ) -> None:
-        """Enqueues one kernel. arguments: values, and their ctypes, None for what `describe_tiles` gave. early:
-        its blocks may come before the kernel before it has ended, for which it waits itself."""
+        """Enqueues one kernel. arguments: values, and their ctypes, None for what `describe_tiles` gave.
+        early: its blocks may come before the kernel before it has ended, for which it waits itself."""
         ...
 
     def describe_tiles(self, address: int, tiled: Tiled) -> Any:
