@@ -7,6 +7,7 @@ import msgspec
 
 from pi05_runtime.engines.driver import CudaDevice
 from pi05_runtime.engines.plan import PlanProgram
+from pi05_runtime.engines.tuning import Network
 from pi05_runtime.engines.tuning import tune as measure
 from pi05_runtime.errors import BundleError, TargetError
 from pi05_runtime.geometry import signatures
@@ -22,27 +23,25 @@ AGAIN = "run `pi05 tune` again"
 
 
 class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """tuned.json. bundle: sha256 of its manifest. gpu: what was measured on. milliseconds: network -> group
-    of launches -> the network with each variant of the group."""
+    """tuned.json. bundle: sha256 of its manifest. gpu: what was measured on."""
 
     bundle: str
     target: str
     gpu: str
-    milliseconds: dict[str, dict[str, tuple[float, ...]]]
+    networks: dict[str, Network]
 
     @property
     def choices(self) -> dict[str, dict[str, int]]:
         """Network -> group -> the fastest variant."""
         return {
-            network: {group: times.index(min(times)) for group, times in groups.items()}
-            for network, groups in self.milliseconds.items()
+            name: {group: times.index(min(times)) for group, times in network.groups.items()}
+            for name, network in self.networks.items()
         }
 
     @property
     def saved_ms(self) -> float:
-        """What the fastest variants take less than the first ones, each group where it was measured."""
-        groups = [times for groups in self.milliseconds.values() for times in groups.values()]
-        return sum(times[0] - min(times) for times in groups)
+        """What the fastest variants take less than the first ones."""
+        return sum(network.before - network.after for network in self.networks.values())
 
 
 def tune(bundle: Path, target: str, out: Path) -> Tuned:
@@ -63,9 +62,9 @@ def tune(bundle: Path, target: str, out: Path) -> Tuned:
     with ExitStack() as opened:
         device = opened.enter_context(closing(CudaDevice()))
         program = opened.enter_context(closing(PlanProgram(files, ports, device)))
-        milliseconds = measure(device, program, ports)
+        networks = measure(device, program, ports)
         gpu = device.name
-    record = Tuned(manifest_sha256(bundle), target, gpu, milliseconds)
+    record = Tuned(manifest_sha256(bundle), target, gpu, networks)
     with staged(out) as folder:
         (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
     return record

@@ -14,9 +14,9 @@ def tune(arguments: argparse.Namespace) -> None:
         out, record = arguments.out, tune_folder(Path(arguments.bundle), arguments.target, arguments.out)
     else:
         out, record = engines.tune(arguments.store, arguments.bundle)
-    for network, groups in record.milliseconds.items():
-        changed = sum(times[0] > min(times) for times in groups.values())
-        print(f"{network}: {changed} of {len(groups)} groups of launches are faster in another variant")
+    for name, network in record.networks.items():
+        changed = sum(times[0] > min(times) for times in network.groups.values())
+        print(f"{name}: {changed} of {len(network.groups)} groups of launches are faster in another variant")
     print(f"{out}: measured on {record.gpu}, saves {record.saved_ms:.3f} ms over all prompt buckets")
     if not names_a_folder(arguments):
         print(f"run `pi05 test {arguments.bundle}`")

@@ -8,16 +8,18 @@ meanwhile.
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from pi05_runtime.engines.buffers import byte_size, encode
 from pi05_runtime.engines.driver import Device
 from pi05_runtime.engines.graph import capture
-from pi05_runtime.engines.plan import PlanLaunch, PlanProgram
+from pi05_runtime.engines.plan import PlanProgram
 from pi05_runtime.geometry import Signature
 from pi05_runtime.plan import Shaped
 
@@ -30,43 +32,81 @@ LAUNCHES = 400
 """In one graph, so that launching it counts for little."""
 
 
-def tune(
-    device: Device, program: PlanProgram, signatures: Mapping[str, Signature]
-) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Network -> group of launches -> milliseconds of the network with each variant of the group, as it was
-    measured last.
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """groups: group of launches -> milliseconds of the network with each variant of it. before, after: with
+    the first variants of all, and with the best, over all shapes."""
+
+    groups: dict[str, tuple[float, ...]]
+    before: float
+    after: float
+
+
+def tune(device: Device, program: PlanProgram, signatures: Mapping[str, Signature]) -> dict[str, Network]:
+    """Network -> what was measured of it.
 
     Groups are taken in turn, each with the best of all others so far, and at the first shapes that they occur
     at. Errors: EngineError.
     """
     stream = device.create_stream()
-    times: dict[str, dict[str, tuple[float, ...]]] = {}
-    chosen: dict[str, int]
+    measured: dict[str, Network] = {}
     try:
         for network in program.networks:
-            times[network], chosen = {}, {}
+            times: dict[str, tuple[float, ...]] = {}
+            ends: list[tuple[float, float]] = []
             for shaped in program.shaped(network):
                 with ExitStack() as held:
                     addresses = _ports(device, signatures[network], shaped, stream, held)
+                    measure = partial(_measure, device, program, network, shaped, addresses, stream)
                     variants = {
                         la.group: len(la.variants)
                         for la in shaped.launches
-                        if len(la.variants) > 1 and la.group not in chosen
+                        if len(la.variants) > 1 and la.group not in times
                     }
-                    settling = program.bind_variants(network, shaped, chosen)
-                    for _ in range(SETTLE):
-                        _measure(device, settling, addresses, stream)
-                    for group in tqdm([*variants] * 2, desc=f"tune {network}", unit="group"):
-                        found = list(times[network].get(group, [0.0] * variants[group]))
-                        worth = [i for i, ms in enumerate(found) if ms <= ALMOST * min(found)]
-                        for variant in worth if len(worth) > 1 else ():
-                            launch = program.bind_variants(network, shaped, {**chosen, group: variant})
-                            found[variant] = _measure(device, launch, addresses, stream)
-                        times[network][group] = tuple(found)
-                        chosen[group] = found.index(min(found))
+                    ends.append(_tune(f"tune {network}", measure, variants, times))
+            before, after = map(sum, zip(*ends, strict=True))
+            measured[network] = Network(times, before, after)
     finally:
         device.destroy_stream(stream)
-    return times
+    return measured
+
+
+def _tune(
+    title: str,
+    measure: Callable[[Mapping[str, int]], float],
+    variants: Mapping[str, int],
+    times: dict[str, tuple[float, ...]],
+) -> tuple[float, float]:
+    """(milliseconds before, after). measure: of variants chosen for groups. variants: how many there are of
+    each group that `times` is to have too."""
+
+    def best() -> dict[str, int]:
+        return {group: found.index(min(found)) for group, found in times.items()}
+
+    for _ in range(SETTLE):
+        measure({})
+    before = measure({})
+    for group, count in tqdm(variants.items(), desc=title, unit="group"):
+        others = best()
+        times[group] = tuple(measure({**others, group: i}) for i in range(count))
+    for group in tqdm(variants, desc=f"{title} again", unit="group"):
+        times[group] = _again(group, times[group], measure, best())
+    return before, measure(best())
+
+
+def _again(
+    group: str,
+    times: tuple[float, ...],
+    measure: Callable[[Mapping[str, int]], float],
+    others: Mapping[str, int],
+) -> tuple[float, ...]:
+    """The group's times: of variants that were almost the best measured once more, of the others in
+    proportion."""
+    best = min(times)
+    worth = [i for i, ms in enumerate(times) if ms <= ALMOST * best]
+    if len(worth) == 1:
+        return times
+    found = {i: measure({**others, group: i}) for i in worth}
+    return tuple(found.get(i, ms / best * min(found.values())) for i, ms in enumerate(times))
 
 
 def _ports(
@@ -90,8 +130,17 @@ def _ports(
     return addresses
 
 
-def _measure(device: Device, launch: PlanLaunch, addresses: Mapping[str, int], stream: int) -> float:
-    """Milliseconds of one pass, the median of many."""
+def _measure(
+    device: Device,
+    program: PlanProgram,
+    network: str,
+    shaped: Shaped,
+    addresses: Mapping[str, int],
+    stream: int,
+    chosen: Mapping[str, int],
+) -> float:
+    """Milliseconds of one pass over the network with these variants, the median of many."""
+    launch = program.bind_variants(network, shaped, chosen)
     passes = max(LAUNCHES // len(launch), 1)
 
     def enqueue(stream: int) -> None:
