@@ -38,7 +38,7 @@ def ask_ahead(lines):
 
 @triton.jit
 def ask_for(weights, BYTES: tl.constexpr, mine, programs):
-    """Asks so for the first BYTES, a multiple of ASKED, of weights of a launch to come: for the share that
+    """Asks so for the first BYTES, whole pieces of ASKED, of weights of a launch to come: for the share that
     program `mine` of `programs` has."""
     size: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
     lines = tl.arange(0, ASKED // LINE) * (LINE // size)

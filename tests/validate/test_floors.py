@@ -126,4 +126,4 @@ def test_the_floor_of_one_launch() -> None:
 
 def test_chips_are_found_by_name() -> None:
     assert find_chip("NVIDIA H100 80GB HBM3") is H100 and find_chip("NVIDIA Thor") is THOR
-    assert find_chip("NVIDIA H200") is H200 and find_chip("NVIDIA A100") is None
+    assert find_chip("NVIDIA H200") is H200 and find_chip("NVIDIA GH200 480GB") is None

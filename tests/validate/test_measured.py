@@ -8,6 +8,7 @@ import pytest
 from export.engine.plan import measured
 from export.engine.plan.builder import Call
 from export.engine.plan.measured import Table
+from pi05_runtime.engines.tuning import Network
 from pi05_runtime.plan import read_plan
 from pi05_runtime.tuned import Tuned
 from tests.kernels.interpreting_device import stand_ins
@@ -20,13 +21,14 @@ def test_the_slowest_first_becomes_the_fastest(
     made: tuple[Path, dict[str, list[Call]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, calls = made
-    times: dict[str, dict[str, tuple[float, ...]]] = {}
+    networks: dict[str, Network] = {}
     for network in calls:
         (shaped,) = read_plan(bundle / "engines" / TARGET / network / f"{network}.plan").plan.shaped
         choices = {la.group: len(la.variants) for la in shaped.launches if len(la.variants) > 1}
-        times[network] = {group: tuple(range(count, 0, -1)) for group, count in choices.items()}
+        groups = {group: tuple(range(count, 0, -1)) for group, count in choices.items()}
+        networks[network] = Network(groups, 2.0, 1.0)
     known = stand_ins(kernels.wanted(CHIP, TINY, PROFILE, "fp8"))
-    entries = chosen(bundle, calls, known, Tuned("", TARGET, "a GPU", times))
+    entries = chosen(bundle, calls, known, Tuned("", TARGET, "a GPU", networks))
     write_table(tmp_path, "a GPU", entries)
     table = msgspec.json.decode((tmp_path / FILE).read_bytes(), type=Table)
     assert table.gpu == "a GPU" and len(table.entries) == len(entries)

@@ -1,10 +1,12 @@
 """What the chip allows: bytes that must be read and operations that must be done, at the rates it reaches.
 
 A component cannot be faster than its weights, inputs, cache and outputs are moved once, nor than its matrix
-products and attention are computed, each at the full rate of its precision. Activations between layers,
-norms, biases and launches are left out, so the floor is one that nothing reaches.
+products and attention are computed, each at the rate that large products of its precision reach. Activations
+between layers, norms, biases and launches are left out. A rate is the median of many products, so that single
+launches can be a little faster; a network cannot.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ CHIPS = (
 
 def find_chip(gpu: str) -> Chip | None:
     """gpu: its name, as the driver has it."""
-    return next((chip for chip in CHIPS if chip.name.lower() in gpu.lower()), None)
+    return next((chip for chip in CHIPS if re.search(rf"\b{chip.name}\b", gpu, re.IGNORECASE)), None)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ copies of a decision and, where the GPU resizes frames, of that. A peer starts f
 token ids on the host and ends with normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
-layers, norms and launches are left out, so nothing reaches it.</p>
+layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
+can exceed.</p>
 """
 
 

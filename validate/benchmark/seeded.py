@@ -38,6 +38,7 @@ from validate.benchmark.profiles import Profile
 SEED = 0
 LARGEST = 448
 FEW_VIEWS = 2
+"""As many whose vision bears FP8."""
 STATE = 8
 Weights = Mapping[str, Tensor]
 
@@ -62,9 +63,9 @@ def write_checkpoint(folder: Path, weights: Weights, geometry: Geometry) -> None
 
 
 def kept(profile: Profile) -> dict[str, tuple[str, ...]]:
-    """Layers that stay in bf16 in FP8, as `keep` of params.yaml names them: a fifth of the error at one step,
-    for an eighth more bytes a step. Of more views the error is larger, and most of it vision's, which then
-    stays whole."""
+    """Layers that stay in bf16 in FP8, as `keep` of params.yaml names them. Of few views these make a fifth of
+    the error at one step, for an eighth more bytes a step. Of more the error is larger, and most of it
+    vision's, all of which then stays."""
     vision = "projector" if profile.views <= FEW_VIEWS else "*"
     return {"vision": (vision,), "denoise": ("layers.*.o",)}
 

@@ -77,6 +77,6 @@ def _same(entry: Entry, t: Tiles) -> bool:
 
 
 def _same_but_for_height(entry: Entry, t: Tiles) -> bool:
-    """Of few rows it is all of them."""
+    """Whatever its BM: of an action chunk a tile has all rows, however many they are."""
     lower = {**entry.tile, "BM": shape(dict(t.constants)).get("BM", 0)}
     return "BM" in entry.tile and _same(replace(entry, tile=lower), t)
