@@ -63,8 +63,8 @@ def write_checkpoint(folder: Path, weights: Weights, geometry: Geometry) -> None
 
 
 def kept(profile: Profile) -> dict[str, tuple[str, ...]]:
-    """Layers that stay in bf16 in FP8, as `keep` of params.yaml names them. Of few views these make a fifth of
-    the error at one step, for an eighth more bytes a step. Of more the error is larger, and most of it
+    """Layers that stay in bf16 in FP8, as `keep` of params.yaml names them. Of few views these make a fifth
+    of the error at one step, for an eighth more bytes a step. Of more the error is larger, and most of it
     vision's, all of which then stays."""
     vision = "projector" if profile.views <= FEW_VIEWS else "*"
     return {"vision": (vision,), "denoise": ("layers.*.o",)}
