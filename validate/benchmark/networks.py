@@ -19,7 +19,7 @@ from pi05_runtime.engines.buffers import Block, byte_size, encode
 from pi05_runtime.engines.driver import Bytes, CudaDevice, Device
 from pi05_runtime.engines.frames import Frames
 from pi05_runtime.engines.graph import Graph, capture
-from pi05_runtime.engines.graph_engine import Program
+from pi05_runtime.engines.graph_engine import GIVEN, Program
 from pi05_runtime.geometry import Signature, decision_networks, fixed_shape, signatures
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.tables import Schedule, read_schedule
@@ -27,8 +27,6 @@ from validate.benchmark.inputs import chosen_variants, engine_files, golden_inpu
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 Images = Sequence[npt.NDArray[np.uint8]]
-INPUTS = ("images", "prompt_embeddings", "prefix_length", "x")
-"""Of a decision."""
 
 
 class Networks:
@@ -59,9 +57,10 @@ class Networks:
         }
         self.stream = device.create_stream()
         held.callback(device.destroy_stream, self.stream)
-        self._addresses = {
-            name: self._alloc(byte_size(p, self._shapes[name])) for name, p in self._ports.items()
-        }
+        sizes = {name: byte_size(p, self._shapes[name]) for name, p in self._ports.items()}
+        self._given = Block(device, {name: sizes[name] for name in GIVEN}, self._alloc, held)
+        made = {name: self._alloc(size) for name, size in sizes.items() if name not in GIVEN}
+        self._addresses = made | self._given.addresses
         schedule = schedules(1)
         given = {**arrays, "modulation": schedule.modulation[0], "dt": np.asarray(schedule.dt)}
         for name in self._ports.keys() & given.keys():
@@ -94,33 +93,31 @@ class Networks:
 
     def outside(self) -> dict[str, Callable[[], None]]:
         """What a decision does besides its networks, as results.Run has it, each to be done once."""
-        stager = self.program.stager
-        frames = None
+        stager, frames, given = self.program.stager, None, self._given.pinned
         if stager is not None:
             shapes = tuple(frame.shape[:2] for frame in self._frames)
             frames = Frames(self.device, stager, shapes, self.stream, self._alloc, self._held)
-        sizes = {name: byte_size(self._ports[name], self._shapes[name]) for name in INPUTS}
-        if frames is not None:
-            sizes.pop("images")
-        given = Block(self.device, sizes, self._alloc, self._held)
-        pinned, actions = given.pinned, self.device.alloc_host(sizes["x"])
-        self._held.callback(self.device.free_host, actions)
+        images, actions = self._alloc_host("images"), self._alloc_host("x")
         prompt = self._encode("prompt_embeddings", self._arrays["prompt_embeddings"])
-        pinned["prompt_embeddings"][:] = prompt
+        given["prompt_embeddings"][:] = prompt
         # Of the prompt's tokens alone; a decision takes as many bytes from the table.
         used = len(prompt) // self._bucket * (int(self._arrays["prefix_length"]) - self._image_tokens)
 
         def fill() -> None:
             if frames is not None:
                 frames.fill(self._frames)
-            pinned["prompt_embeddings"][:used] = prompt[:used]
-            for name in pinned.keys() - {"prompt_embeddings"}:
-                pinned[name][:] = self._encode(name, self._arrays[name])
+            else:
+                images[:] = self._encode("images", self._arrays["images"])
+            given["prompt_embeddings"][:used] = prompt[:used]
+            for name in given.keys() - {"prompt_embeddings"}:
+                given[name][:] = self._encode(name, self._arrays[name])
 
         def copy(stream: int) -> None:
             if frames is not None:
                 frames.enqueue(self._addresses["images"], stream)
-            given.upload(stream)
+            else:
+                self.device.upload(self._addresses["images"], images, stream)
+            self._given.upload(stream)
             self.device.download(actions, self._addresses["x"], stream)
 
         fill()
@@ -150,6 +147,11 @@ class Networks:
         address = self.device.alloc(size)
         self._held.callback(self.device.free, address)
         return address
+
+    def _alloc_host(self, name: str) -> Bytes:
+        memory = self.device.alloc_host(byte_size(self._ports[name], self._shapes[name]))
+        self._held.callback(self.device.free_host, memory)
+        return memory
 
 
 @contextmanager
