@@ -6,8 +6,8 @@ import torch
 from tests.golden import golden, prefix, reference
 
 FP32, BF16 = 1e-5, 3e-2
-"""Processors add bf16 products in orders of their own, and rounding alone moves a number near 8 by up to 3e-2:
-1.7e-2 was seen on a Xeon with AMX, 2.03e-2 on an EPYC."""
+"""Processors add bf16 products in orders of their own, and rounding alone moves a number near 8 by up to
+3e-2: 1.7e-2 was seen on a Xeon with AMX, 2.03e-2 on an EPYC."""
 
 
 def furthest(a: torch.Tensor, b: torch.Tensor) -> float:
