@@ -45,10 +45,11 @@ def reference(bf16: bool = False) -> Reference:
     return (model.to_bf16() if bf16 else model).eval()
 
 
-def prefix(model: Reference) -> tuple[Tensor, Tensor]:
-    """The golden's prefix embeddings [2, P, width] and validity [2, P], padding and all."""
+def prefix(model: Reference, vision: Reference | None = None) -> tuple[Tensor, Tensor]:
+    """The golden's prefix embeddings [2, P, width] and validity [2, P], padding and all. vision: whose image
+    tokens they are, if another's."""
     g = golden()
-    images = [model.embed_images(g[f"in.image{i}"]) for i in range(CAMERAS)]
     prompt = model.embed_prompt(g["in.tokens"])
+    images = [(vision or model).embed_images(g[f"in.image{i}"]).to(prompt.dtype) for i in range(CAMERAS)]
     masks = [g[f"in.image_mask{i}"][:, None].expand(-1, images[0].shape[1]) for i in range(CAMERAS)]
     return torch.cat([*images, prompt], 1), torch.cat([*masks, g["in.token_mask"]], 1)

@@ -5,9 +5,7 @@ import torch
 
 from tests.golden import golden, prefix, reference
 
-FP32, BF16 = 1e-5, 3e-2
-"""Processors add bf16 products in orders of their own, and rounding alone moves a number near 8 by up to
-3e-2: 1.7e-2 was seen on a Xeon with AMX, 2.03e-2 on an EPYC."""
+FP32, BF16 = 1e-5, 2e-2
 
 
 def furthest(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -40,7 +38,8 @@ def test_velocity_matches_openpi():
 @torch.no_grad()
 def test_actions_match(port: str, steps: int, bf16: bool, tolerance: float):
     model = reference(bf16)
-    embeddings, valid = prefix(model)
+    # In bf16 LeRobot still computes vision in fp32, openpi does not.
+    embeddings, valid = prefix(model, vision=reference(bf16 and port == "openpi"))
     cache = model.prefill(embeddings, valid)
     actions = model.sample(golden()["in.noise"], cache, valid, steps, schedule=port)
     expected = golden()[f"{port}.{'bfloat16' if bf16 else 'float32'}.steps{steps}"]

@@ -63,8 +63,7 @@ def tune(device: Device, program: PlanProgram, signatures: Mapping[str, Signatur
                         if len(la.variants) > 1 and la.group not in times
                     }
                     ends.append(_tune(f"tune {network}", measure, variants, times))
-            before, after = map(sum, zip(*ends, strict=True))
-            measured[network] = Network(times, before, after)
+            measured[network] = Network(times, sum(first for first, _ in ends), sum(last for _, last in ends))
     finally:
         device.destroy_stream(stream)
     return measured
