@@ -33,10 +33,10 @@ def main() -> None:
 
     for i in progress(range(count), desc="calibrate preprocessing"):
         inputs = prepare(observations[i])
-        lengths.append(torch.tensor(inputs.prefix_length, dtype=torch.int32))
+        lengths.append(torch.tensor(inputs.prompt.prefix_length, dtype=torch.int32))
         recorded["vision"][f"images.{i}"] = torch.from_numpy(inputs.images)
         # Without the bucket's padding: what nothing attends to must not widen a range.
-        prompt = torch.from_numpy(inputs.prompt_embeddings[: len(inputs.token_ids)])
+        prompt = torch.from_numpy(inputs.prompt.embeddings[: len(inputs.prompt.token_ids)])
         recorded["prefill"][f"prompt_embeddings.{i}"] = prompt.to(DTYPE)
     vision = build_component("vision", params)
     for i in progress(range(count), desc="calibrate vision"):

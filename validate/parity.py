@@ -26,7 +26,7 @@ def component_answer(
     component: str, engine: Engine, inputs: Inputs, given: dict[str, np.ndarray], schedule: Schedule
 ) -> dict[str, np.ndarray]:
     """The engine's outputs, shaped like the reference's, on the reference's inputs `given`."""
-    length = np.asarray(inputs.prefix_length, np.int32)
+    length = np.asarray(inputs.prompt.prefix_length, np.int32)
     if component == "vision":
         return engine.run("vision", {"images": inputs.images})
     if component == "prefill":
@@ -34,13 +34,13 @@ def component_answer(
             "prefill",
             {
                 "image_tokens": given["image_tokens"],
-                "prompt_embeddings": inputs.prompt_embeddings,
+                "prompt_embeddings": inputs.prompt.embeddings,
                 "prefix_length": length,
             },
         )
-        return {name: tensor[:, : inputs.prefix_length] for name, tensor in cache.items()}
-    bucket = len(given["image_tokens"]) + len(inputs.prompt_embeddings)
-    padding = ((0, 0), (0, bucket - inputs.prefix_length), (0, 0))
+        return {name: tensor[:, : inputs.prompt.prefix_length] for name, tensor in cache.items()}
+    bucket = len(given["image_tokens"]) + len(inputs.prompt.embeddings)
+    padding = ((0, 0), (0, bucket - inputs.prompt.prefix_length), (0, 0))
     cache = {name: np.pad(given[name], padding, constant_values=PADDING) for name in ("keys", "values")}
     fixed = cache | {"prefix_length": length}
     velocity = [

@@ -48,7 +48,7 @@ def answer(
     """
     dtype = model.projector.weight.dtype
     image_tokens = model.embed_images(torch.from_numpy(inputs.images)).flatten(0, 1)
-    prompt = model.embed_prompt(torch.from_numpy(inputs.token_ids))
+    prompt = model.embed_prompt(torch.from_numpy(inputs.prompt.token_ids))
 
     def prefill(tokens: Tensor) -> tuple[Cache, Tensor]:
         prefix = torch.cat([tokens.to(dtype), prompt])[None]

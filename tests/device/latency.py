@@ -14,7 +14,7 @@ from pi05_runtime.engines.driver import CudaDevice, compute_capability
 from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.geometry import fixed_shape
-from pi05_runtime.preprocess import Inputs
+from pi05_runtime.preprocess import Inputs, Prompt
 from pi05_runtime.tables import Schedule, TokenEmbedding
 from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, signatures
 
@@ -94,9 +94,10 @@ def main() -> None:
     engine = GraphEngine(device, program, ports)
     generator = np.random.default_rng(0)
     images = generator.uniform(-1, 1, flat["images"]).astype(np.float32)
-    prompt = TokenEmbedding(to_bf16(generator.standard_normal(flat["prompt_embeddings"], np.float32)))
+    embedding = TokenEmbedding(to_bf16(generator.standard_normal(flat["prompt_embeddings"], np.float32)))
     noise = generator.standard_normal((HORIZON, size.action_width), np.float32)
-    inputs = Inputs(images, np.arange(PROMPT), prompt, PROMPT, tokens + PROMPT)
+    prompt = Prompt(np.arange(PROMPT), embedding, PROMPT, tokens + PROMPT)
+    inputs = Inputs(images, lambda: prompt)
     schedule = Schedule(
         np.float32(-1 / STEPS), generator.standard_normal((STEPS, *flat["modulation"]), np.float32)
     )

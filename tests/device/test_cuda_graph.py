@@ -19,7 +19,7 @@ from pi05_runtime.engines.driver import CudaDevice, call
 from pi05_runtime.engines.graph import capture
 from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.errors import EngineError
-from pi05_runtime.preprocess import Inputs
+from pi05_runtime.preprocess import Inputs, Prompt
 from pi05_runtime.tables import Schedule, TokenEmbedding
 from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, gpu, signatures
 
@@ -69,7 +69,8 @@ def example(prompt: int = 9, seed: int = 0) -> tuple[Inputs, npt.NDArray[np.floa
     tokens = prompt - seed % 3
     embedding = TokenEmbedding(to_bf16(generator.standard_normal((prompt, width), np.float32)))
     noise = generator.standard_normal((HORIZON, GEOMETRY.action_width), np.float32)
-    return Inputs(images, np.arange(tokens), embedding, prompt, TOKENS + tokens), noise
+    found = Prompt(np.arange(tokens), embedding, prompt, TOKENS + tokens)
+    return Inputs(images, lambda: found), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:
@@ -81,9 +82,9 @@ def directly(
     engine: GraphEngine, inputs: Inputs, x: npt.NDArray[np.float32], chosen: Schedule
 ) -> npt.NDArray[np.float32]:
     """The decision by launches of one component after another, without a graph."""
-    length = {"prefix_length": np.asarray(inputs.prefix_length, np.int32)}
+    length = {"prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32)}
     tokens = engine.run("vision", {"images": inputs.images})
-    cache = engine.run("prefill", tokens | length | {"prompt_embeddings": inputs.prompt_embeddings})
+    cache = engine.run("prefill", tokens | length | {"prompt_embeddings": inputs.prompt.embeddings})
     fixed = cache | length | {"dt": np.asarray(chosen.dt)}
     for modulation in chosen.modulation:
         x = engine.run("denoise", fixed | {"x": x, "modulation": modulation})["x_next"]

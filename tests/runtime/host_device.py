@@ -14,7 +14,7 @@ from pi05_runtime.engines.buffers import decode, encode
 from pi05_runtime.engines.driver import Bytes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Geometry, Signature, Stack, Vision, signatures
-from pi05_runtime.preprocess import Inputs
+from pi05_runtime.preprocess import Inputs, Prompt
 from pi05_runtime.tables import Schedule, TokenEmbedding
 
 TINY = Geometry(
@@ -37,7 +37,8 @@ def example(
     images = generator.uniform(-1, 1, (VIEWS, 3, 4, 4)).astype(np.float32)
     embedding = TokenEmbedding(to_bf16(generator.standard_normal((prompt, 4), np.float32)))
     noise = generator.standard_normal((HORIZON, 2), np.float32)
-    return Inputs(images, np.arange(tokens), embedding, prompt, VIEWS * 4 + tokens), noise
+    found = Prompt(np.arange(tokens), embedding, prompt, VIEWS * 4 + tokens)
+    return Inputs(images, lambda: found), noise
 
 
 def schedule(steps: int, seed: int = 0) -> Schedule:
@@ -56,6 +57,8 @@ class HostDevice:
         self.handles: dict[int, list[Callable[[], None]]] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.invalid = self.closed = False
+        self.filler = 0xFF
+        """Of memory that nobody has written; as floats, NaN."""
         self.fail_on: str | None = None
         """The next call of this name fails."""
 
@@ -71,7 +74,7 @@ class HostDevice:
 
     def alloc(self, size: int) -> int:
         self._count("alloc", legal_in_capture=False)
-        array = np.full(size, 0xFF, np.uint8)
+        array = np.full(size, self.filler, np.uint8)
         self.memory[array.ctypes.data] = array
         return array.ctypes.data
 
@@ -80,7 +83,7 @@ class HostDevice:
 
     def alloc_host(self, size: int) -> Bytes:
         self._count("alloc_host", legal_in_capture=False)
-        array = np.full(size, 0xFF, np.uint8)
+        array = np.full(size, self.filler, np.uint8)
         self.pinned[array.ctypes.data] = array
         return array
 

@@ -1,13 +1,14 @@
 """Decisions by captured graphs, on a device of host memory and with numpy functions as networks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
 
 from pi05_runtime.bf16 import from_bf16, to_bf16
 from pi05_runtime.engines.graph_engine import GraphEngine
-from pi05_runtime.errors import EngineError
+from pi05_runtime.errors import EngineError, ObservationError
+from pi05_runtime.preprocess import Inputs, Prompt
 from tests.runtime.host_device import (
     SIGNATURES,
     SPLIT,
@@ -43,8 +44,8 @@ def engine(device: HostDevice, program: HostProgram) -> Iterator[GraphEngine]:
 def expected_actions(seed: int, steps: int, prompt: int = 5) -> np.ndarray:
     """The same functions called by hand, with activations rounded where the ports round them."""
     inputs, x = example(prompt, seed)
-    length = {"prefix_length": np.float32(inputs.prefix_length)}
-    prompt_embeddings = inputs.prompt_embeddings
+    length = {"prefix_length": np.float32(inputs.prompt.prefix_length)}
+    prompt_embeddings = inputs.prompt.embeddings
     tokens = from_bf16(to_bf16(vision({"images": inputs.images})["image_tokens"]))
     cache = prefill({"image_tokens": tokens, "prompt_embeddings": prompt_embeddings} | length)
     cache = {name: from_bf16(to_bf16(array)) for name, array in cache.items()}
@@ -77,7 +78,7 @@ def test_a_shorter_prompt_leaves_nothing_of_the_longer_one_before(
     for tokens in (5, 2, 4):
         inputs, noise = example(seed=tokens, tokens=tokens)
         engine.decide(inputs, noise, schedule(1))
-        np.testing.assert_array_equal(seen[-1], inputs.prompt_embeddings)
+        np.testing.assert_array_equal(seen[-1], inputs.prompt.embeddings)
         assert not seen[-1][tokens:].any()
 
 
@@ -101,14 +102,70 @@ def test_replay_allocates_nothing_and_synchronises_once(engine: GraphEngine, dev
     device.calls.clear()
     for seed in (1, 2):
         engine.decide(*example(seed=seed), chosen)
-        engine.denoise(example()[1], chosen)
-    assert device.calls == {"activate": 4, "launch": 4, "synchronize": 4}
+    assert device.calls == {"activate": 2, "launch": 6, "synchronize": 2}
+    device.calls.clear()
+    engine.denoise(example()[1], chosen)
+    assert device.calls == {"activate": 1, "upload": 1, "launch": 1, "synchronize": 1}
+
+
+def reading(inputs: Inputs, read: Callable[[], None]) -> Inputs:
+    """The inputs anew, with something else done as their prompt is read."""
+
+    def prompt() -> Prompt:
+        read()
+        return inputs.prompt
+
+    return Inputs(inputs.images, prompt)
+
+
+def test_the_prompt_is_read_while_the_device_looks_at_the_images(
+    engine: GraphEngine, device: HostDevice
+) -> None:
+    (inputs, noise), chosen = example(), schedule(1)
+    engine.decide(inputs, noise, chosen)
+    device.calls.clear()
+    seen: list[tuple[int, int]] = []
+    read = lambda: seen.append((device.calls["launch"], device.calls["synchronize"]))  # noqa: E731
+    engine.decide(reading(inputs, read), noise, chosen)
+    assert seen == [(1, 0)]
+
+
+def test_a_prompt_that_cannot_be_read_leaves_nothing_running(engine: GraphEngine, device: HostDevice) -> None:
+    inputs, noise = example()
+    engine.decide(inputs, noise, schedule(2))
+
+    def refuse() -> None:
+        device.calls.clear()
+        raise ObservationError("prompt: nothing found")
+
+    with pytest.raises(ObservationError, match="prompt: nothing found"):
+        engine.decide(reading(inputs, refuse), noise, schedule(2))
+    assert device.calls == {"synchronize": 1}
+    with pytest.raises(EngineError, match="call `decide` first"):
+        engine.denoise(noise, schedule(2))
+    np.testing.assert_array_equal(engine.decide(inputs, noise, schedule(2)).actions, expected_actions(0, 2))
+
+
+def test_the_error_of_a_decision_is_its_first(
+    engine: GraphEngine, device: HostDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = schedule(1)
+    engine.decide(*example(), chosen)
+
+    def synchronize(stream: int) -> None:
+        raise EngineError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    with monkeypatch.context() as broken, pytest.raises(EngineError, match="launch: CUDA error on purpose"):
+        broken.setattr(device, "synchronize", synchronize)
+        device.fail_on = "launch"
+        engine.decide(*example(), chosen)
 
 
 def test_new_bucket_and_new_step_count_are_captured(
     engine: GraphEngine, device: HostDevice, program: HostProgram
 ) -> None:
-    for prompt, steps, graphs in ((5, 2, 2), (7, 2, 4), (5, 3, 6), (7, 2, 6), (5, 2, 6)):
+    # One of the images, one a bucket, and one a bucket and step count.
+    for prompt, steps, graphs in ((5, 2, 3), (7, 2, 5), (5, 3, 6), (7, 2, 6), (5, 2, 6), (7, 3, 7)):
         actions = engine.decide(*example(prompt, 3), schedule(steps)).actions
         np.testing.assert_array_equal(actions, expected_actions(3, steps, prompt))
         assert device.calls["instantiate"] == graphs
@@ -123,7 +180,7 @@ def test_another_schedule_of_as_many_steps_replaces_the_first(
     actions = [engine.decide(*example(), chosen).actions for chosen in (first, second, first)]
     assert (actions[0] != actions[1]).any()
     np.testing.assert_array_equal(actions[0], actions[2])
-    assert device.calls["instantiate"] == 2
+    assert device.calls["instantiate"] == 3
 
 
 def test_denoise_uses_the_resident_keys_and_values(engine: GraphEngine) -> None:
@@ -168,11 +225,9 @@ def test_launch_that_cannot_be_captured(
             device.free(device.alloc(8)) if call == "alloc" else device.synchronize(0)
 
     program.on_launch = misbehave
-    with pytest.raises(
-        EngineError, match=rf"decision of 2 steps at prompt bucket 5.*{call}.*nothing was laun"
-    ):
+    with pytest.raises(EngineError, match=rf"prompt bucket 5: its CUDA graph.*{call}.*nothing was laun"):
         engine.decide(*example(), schedule(2))
-    assert device.recording is None and device.calls["launch"] == 0
+    assert device.recording is None and device.calls["launch"] == 1
     program.on_launch = lambda network: None
     actions = engine.decide(*example(), schedule(2)).actions
     np.testing.assert_array_equal(actions, expected_actions(0, 2))
@@ -208,19 +263,26 @@ def test_nan_at_a_port_stays_one(engine: GraphEngine, program: HostProgram, netw
 def test_a_decision_is_brought_to_the_device_before_its_networks(
     engine: GraphEngine, device: HostDevice, program: HostProgram
 ) -> None:
-    # The images in one copy and all else in another; none comes between the networks.
-    copies: list[int] = []
-    program.on_launch = lambda network: copies.append(device.calls["upload"])
+    # The images in one copy and all else in another, ahead of what needs it; none comes between the steps.
+    copies: list[tuple[str, int]] = []
+    program.on_launch = lambda network: copies.append((network, device.calls["upload"]))
     engine.decide(*example(), schedule(3))
-    run, captured = copies[:5], copies[5:10]
-    assert run == [run[0]] * 5 and captured == [run[0] + 2] * 5
+    before = copies[0][1]
+    assert (
+        copies
+        == [
+            (network, before + count)
+            for network, count in (("vision", 0), ("vision", 1), ("prefill", 2), ("prefill", 3))
+        ]
+        + [("denoise", before + 3)] * 6
+    )
 
 
 def test_one_component_alone(engine: GraphEngine, device: HostDevice) -> None:
     inputs, noise = example()
     tokens = engine.run("vision", {"images": inputs.images})
-    length = {"prefix_length": np.asarray(inputs.prefix_length, np.int32)}
-    cache = engine.run("prefill", tokens | {"prompt_embeddings": inputs.prompt_embeddings} | length)
+    length = {"prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32)}
+    cache = engine.run("prefill", tokens | {"prompt_embeddings": inputs.prompt.embeddings} | length)
     chosen = schedule(1)
     step = {"x": noise, "modulation": chosen.modulation[0], "dt": np.asarray(chosen.dt)}
     x = engine.run("denoise", cache | length | step)
@@ -233,8 +295,8 @@ def test_prefix_and_denoise_alone(device: HostDevice) -> None:
     inputs, _ = example()
     given = {
         "images": inputs.images,
-        "prompt_embeddings": inputs.prompt_embeddings,
-        "prefix_length": np.asarray(inputs.prefix_length, np.int32),
+        "prompt_embeddings": inputs.prompt.embeddings,
+        "prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32),
     }
     program = HostProgram(device, {"prefix": prefix}, SIGNATURES)
     cache = GraphEngine(device, program, SIGNATURES).run("prefix", given)

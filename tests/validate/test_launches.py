@@ -80,8 +80,8 @@ def table(
     inputs, noise = example()
     arrays: dict[str, Any] = {
         "images": inputs.images,
-        "prompt_embeddings": inputs.prompt_embeddings,
-        "prefix_length": np.asarray(inputs.prefix_length, np.int32),
+        "prompt_embeddings": inputs.prompt.embeddings,
+        "prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32),
         "x": noise,
     }
     sizes = {"prompt": 5, "prefix": 2 * 4 + 5}

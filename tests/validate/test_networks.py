@@ -48,8 +48,8 @@ def networks(device: HostDevice, request: pytest.FixtureRequest) -> Iterator[Net
     inputs, noise = example()
     arrays: dict[str, Any] = {
         "images": inputs.images,
-        "prompt_embeddings": inputs.prompt_embeddings,
-        "prefix_length": np.asarray(inputs.prefix_length, np.int32),
+        "prompt_embeddings": inputs.prompt.embeddings,
+        "prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32),
         "x": noise,
     }
     frames = [np.full((SIZE, SIZE, 3), 51 * (i + 1), np.uint8) for i in range(VIEWS)]
@@ -76,7 +76,7 @@ def test_copies_bring_all_that_a_decision_is_given(networks: Networks, device: H
     work["copies"]()
     assert device.calls - before == {"launch": 1, "synchronize": 1}
     np.testing.assert_array_equal(x, noise.ravel())
-    assert length.view(np.int32)[0] == inputs.prefix_length
+    assert length.view(np.int32)[0] == inputs.prompt.prefix_length
     if networks.program.stager is None:
         np.testing.assert_array_equal(images, inputs.images)
     else:

@@ -184,7 +184,7 @@ def _observation(
     }
     state = generator.uniform(-1, 1, interface.state_dims).astype(np.float32)
     sample: dict[str, Any] = {"images": images, "state": state, "prompt": WORD}
-    while len(prepare(sample).token_ids) < interface.max_prompt_tokens:
+    while len(prepare(sample).prompt.token_ids) < interface.max_prompt_tokens:
         sample["prompt"] += WORD
     noise = generator.standard_normal((interface.horizon, geometry.action_width), np.float32)
     return sample, noise

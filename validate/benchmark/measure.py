@@ -251,7 +251,7 @@ def _recipes(subject: Subject, manifest: Manifest) -> dict[str, str]:
 def _shape(subject: Subject, manifest: Manifest, sample: Mapping[str, Any]) -> Shape:
     height, width, _ = next(iter(sample["images"].values())).shape
     views = len(manifest.interface.cameras)
-    prompt = golden_inputs(subject.bundle, manifest)[0].bucket
+    prompt = golden_inputs(subject.bundle, manifest)[0].prompt.bucket
     return Shape(
         profile=subject.profile,
         views=views,

@@ -19,7 +19,8 @@ from pi05_runtime.engines.buffers import Block, byte_size, encode
 from pi05_runtime.engines.driver import Bytes, CudaDevice, Device
 from pi05_runtime.engines.frames import Frames
 from pi05_runtime.engines.graph import Graph, capture
-from pi05_runtime.engines.graph_engine import GIVEN, Program
+from pi05_runtime.engines.memory import GIVEN
+from pi05_runtime.engines.program import Program
 from pi05_runtime.geometry import Signature, decision_networks, fixed_shape, signatures
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.tables import Schedule, read_schedule
@@ -165,8 +166,8 @@ def open_networks(bundle: Path, target: str, engines: Path | None) -> Iterator[N
     frames = [sample["images"][camera] for camera in interface.cameras]
     arrays: dict[str, npt.NDArray[np.generic]] = {
         "images": inputs.images,
-        "prompt_embeddings": inputs.prompt_embeddings,
-        "prefix_length": np.asarray(inputs.prefix_length, np.int32),
+        "prompt_embeddings": inputs.prompt.embeddings,
+        "prefix_length": np.asarray(inputs.prompt.prefix_length, np.int32),
         "x": noise,
     }
     folder, entries = engine_files(bundle, manifest, target, engines)

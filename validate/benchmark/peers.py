@@ -155,7 +155,7 @@ def _request(
     inputs, noise = golden_inputs(subject.bundle, manifest)
     tensors = {
         "images": torch.from_numpy(inputs.images),
-        "tokens": torch.from_numpy(inputs.token_ids)[None],
+        "tokens": torch.from_numpy(inputs.prompt.token_ids)[None],
         "noise": torch.from_numpy(noise)[None],
     }
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "inputs.safetensors")

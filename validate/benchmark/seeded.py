@@ -172,9 +172,9 @@ def calibrated(
     ):
         dt = torch.tensor(-1.0 / len(modulation))
         for inputs, noise in progress(observations, desc="calibrate", unit="observation"):
-            length = torch.tensor(inputs.prefix_length, dtype=torch.int32)
+            length = torch.tensor(inputs.prompt.prefix_length, dtype=torch.int32)
             tokens = modules["vision"](torch.from_numpy(inputs.images).to(device))
-            prompt = torch.from_numpy(inputs.prompt_embeddings).to(device, torch.bfloat16)
+            prompt = torch.from_numpy(inputs.prompt.embeddings).to(device, torch.bfloat16)
             keys, values = modules["prefill"](tokens, prompt, length)
             x = torch.from_numpy(noise).to(device)
             for row in modulation:
@@ -193,7 +193,7 @@ def reference_actions(
     model.to_bf16().requires_grad_(False).eval()
     with torch.device(device):
         images = model.embed_images(torch.from_numpy(inputs.images).to(device)).flatten(0, 1)
-        prompt = model.embed_prompt(torch.from_numpy(inputs.token_ids).to(device))
+        prompt = model.embed_prompt(torch.from_numpy(inputs.prompt.token_ids).to(device))
         prefix = torch.cat([images, prompt])[None]
         valid = torch.ones(prefix.shape[:2], dtype=torch.bool)
         cache, start = model.prefill(prefix, valid), torch.from_numpy(noise)[None].to(device)

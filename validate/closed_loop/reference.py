@@ -45,7 +45,7 @@ class ReferencePolicy:
         inputs, model = self._prepare(observation), self._model
         noise = torch.from_numpy(np.array(observation["noise"], np.float32))
         image_tokens = model.embed_images(torch.from_numpy(inputs.images)).flatten(0, 1)
-        prompt = model.embed_prompt(torch.from_numpy(inputs.token_ids))
+        prompt = model.embed_prompt(torch.from_numpy(inputs.prompt.token_ids))
         prefix = torch.cat([image_tokens.to(prompt.dtype), prompt])[None]
         valid = torch.ones(prefix.shape[:2], dtype=torch.bool)
         cache = model.prefill(prefix, valid)

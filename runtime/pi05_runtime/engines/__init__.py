@@ -19,7 +19,7 @@ from pi05_runtime.tensors import Floats
 
 if TYPE_CHECKING:
     from pi05_runtime.engines.driver import Device
-    from pi05_runtime.engines.graph_engine import Program
+    from pi05_runtime.engines.program import Program
 
 
 @dataclass(frozen=True)

@@ -1,95 +1,37 @@
-"""An Engine over any compiled networks of a GPU: buffers allocated once, every decision one graph launch.
+"""An Engine over any compiled networks of a GPU: memory allocated once, every decision replayed.
 
-A `Program` knows how to launch a network and nothing of decisions; this module knows decisions and
-nothing of what a network is. Prompt buckets and step counts are met as they come: the first decision of
-each pair allocates, warms up and captures, all later ones replay.
+A `Program` knows how to launch a network and nothing of decisions; this module knows decisions and nothing of
+what a network is. A decision is three CUDA graphs, one behind the other with one wait at the end: of the
+images, of the prompt, and of the denoise steps, which a controller may also ask for alone. While the device
+looks at the images, the host reads the prompt and launches the longer graphs. Frame sizes, prompt buckets and
+step counts are met as they come: the first decision of each allocates, warms up and captures, all later ones
+replay.
 """
 
 import time
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Hashable, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pi05_runtime.engines import Decision, check_finite, no_cache
-from pi05_runtime.engines.buffers import ALIGNMENT, Block, byte_size, decode, encode
-from pi05_runtime.engines.driver import Bytes, Device
+from pi05_runtime.engines.buffers import byte_size, decode, encode
+from pi05_runtime.engines.driver import Device
 from pi05_runtime.engines.frames import Frames, Sizes, Stager
 from pi05_runtime.engines.graph import Graph, capture
+from pi05_runtime.engines.memory import Bucket, Images, Memory, Table
+from pi05_runtime.engines.program import Launch, Program, Shapes
 from pi05_runtime.errors import EngineError
-from pi05_runtime.geometry import PREFIX, Signature, fixed_shape
-from pi05_runtime.preprocess import Inputs
+from pi05_runtime.geometry import PREFIX, Signature
+from pi05_runtime.preprocess import Inputs, Prompt
 from pi05_runtime.tables import Schedule
 from pi05_runtime.tensors import Floats
 
-Shapes = Mapping[str, tuple[int, ...]]
-GIVEN = ("prompt_embeddings", "prefix_length", "x")
-"""Of a decision's inputs, beside its images, of which a frame may take the place."""
-
-
-class Launch(Protocol):
-    """One network at fixed shapes. Called, it enqueues: it waits for nothing, and from its second call on it
-    allocates nothing either. Errors: EngineError."""
-
-    def __call__(self, addresses: Mapping[str, int], stream: int) -> None: ...
-
-
-class Program(Protocol):
-    """Compiled networks by name: `denoise`, and `vision` and `prefill` or `prefix` in their place; for `run`
-    any of them."""
-
-    @property
-    def networks(self) -> Collection[str]: ...
-
-    def bind(self, network: str, shapes: Shapes, stream: int) -> Launch:
-        """The network at these shapes of all its ports, to be launched on `stream`.
-
-        Errors: EngineError for shapes that it was not compiled for.
-        """
-        ...
-
-    @property
-    def stager(self) -> Stager | None:
-        """What brings camera frames into the model's square, if it can."""
-        ...
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class _Bucket:
-    """All that a prompt bucket needs on the device. given: what every decision brings from the host. images,
-    actions: pinned memory. filled: tokens of the prompt there, beyond which it is zero."""
-
-    prompt: int
-    shapes: Shapes
-    given: Block
-    images: Bytes
-    actions: Bytes
-    addresses: dict[str, int]
-    launches: dict[str, Launch]
-    filled: int
-
-    def stage_prompt(self, inputs: Inputs) -> None:
-        rows, tokens = self.given.pinned["prompt_embeddings"].view(np.uint16), len(inputs.token_ids)
-        rows = rows.reshape(self.prompt, -1)
-        inputs.embedding.write(inputs.token_ids, rows[:tokens])
-        rows[tokens : self.filled] = 0
-        self.filled = tokens
-
-
-@dataclass
-class _Table:
-    """A schedule on the device: one padded row of modulations a step, `stride` bytes apart."""
-
-    schedule: Schedule
-    modulation: int
-    stride: int
-    dt: int
+Key = TypeVar("Key", bound=Hashable)
+Made = TypeVar("Made")
 
 
 class GraphEngine:
@@ -98,16 +40,16 @@ class GraphEngine:
     def __init__(self, device: Device, program: Program, signatures: Mapping[str, Signature]) -> None:
         """signatures: of every network that the program holds. Errors: EngineError."""
         self._device, self._program, self._signatures = device, program, signatures
-        self._ports = {port.name: port for s in signatures.values() for port in (*s.inputs, *s.outputs)}
-        tokens = self._ports.get("image_tokens")
-        self._image_tokens = int(tokens.shape[0]) if tokens else 0
-        self._prefix = (PREFIX,) if PREFIX in program.networks else ("vision", "prefill")
-        self._launches: dict[tuple[str, tuple[tuple[int, ...], ...]], Launch] = {}
-        self._buckets: dict[int, _Bucket] = {}
-        self._tables: dict[int, _Table] = {}
+        split = PREFIX not in program.networks
+        self._of_images = ("vision",) if split else ()
+        self._of_prompt = "prefill" if split else PREFIX
         self._frames: dict[Sizes, Frames] = {}
-        self._graphs: dict[tuple[str, int, int, Sizes], Graph] = {}
-        self._resident: _Bucket | None = None
+        self._buckets: dict[int, Bucket] = {}
+        self._tables: dict[int, Table] = {}
+        self._launches: dict[tuple[str, tuple[tuple[int, ...], ...]], Launch] = {}
+        self._graphs: dict[tuple[str, Hashable], Graph] = {}
+        self._apart_s = 0.0
+        self._resident: Bucket | None = None
         self._closed = False
         self._stream = device.create_stream()
         self._held = ExitStack()
@@ -116,7 +58,7 @@ class GraphEngine:
         self._held.callback(program.close)
         # A launch may hold memory of its program.
         self._held.callback(self._launches.clear)
-        self._held.callback(self._buckets.clear)
+        self._memory = Memory(device, signatures, self._stream, self._held)
 
     @property
     def takes_frames(self) -> bool:
@@ -129,12 +71,12 @@ class GraphEngine:
             raise EngineError(
                 f"{component}: inputs {sorted(inputs)} found, {sorted(missing)} expected too; pass all"
             )
-        shapes = self._shapes(component, self._prompt_size(signature, inputs))
+        shapes = self._memory.shapes(component, self._memory.prompt_size(signature, inputs))
         sources = {p.name: encode(p, shapes[p.name], inputs[p.name]) for p in signature.inputs}
         results = {p.name: np.empty(byte_size(p, shapes[p.name]), np.uint8) for p in signature.outputs}
         launch = self._launch(component, shapes)
         with ExitStack() as held:
-            addresses = {n: self._alloc(held, len(b)) for n, b in (sources | results).items()}
+            addresses = {n: self._memory.alloc(held, len(b)) for n, b in (sources | results).items()}
             for name, source in sources.items():
                 self._device.upload(addresses[name], source, self._stream)
             launch(addresses, self._stream)
@@ -146,22 +88,33 @@ class GraphEngine:
         return outputs
 
     def decide(self, inputs: Inputs, noise: Floats, schedule: Schedule) -> Decision:
-        """As the protocol has it. The time leaves out what only a first decision does."""
+        """As the protocol has it. The time leaves out what only a first decision does, and has the reading
+        of the prompt."""
         self._activate()
         self._resident = None
-        bucket, table = self._bucket(inputs.bucket), self._table(schedule)
-        decision = self._act("decision", bucket, table, noise, inputs)
-        # Captured now, because a controller that asks for it later must not wait.
-        self._graph("denoise", bucket, table)
+        images, table = self._memory.images, self._table(schedule)
+        start = self._now()
+        with self._settled():
+            self._launch_images(images, inputs)
+            bucket = self._launch_prompt(images, inputs.prompt, noise)
+            actions = self._denoised(bucket, table)
+        check_finite("decision", {"actions": actions})
         self._resident = bucket
-        return decision
+        return Decision(actions, {"decision": (self._now() - start) * 1e3})
 
     def denoise(self, noise: Floats, schedule: Schedule) -> Decision:
         """As the protocol has it. The time leaves out the capture of a new step count."""
         self._activate()
         if self._resident is None:
             raise no_cache()
-        return self._act("denoise", self._resident, self._table(schedule), noise)
+        bucket, table = self._resident, self._table(schedule)
+        start = self._now()
+        with self._settled():
+            self._stage(bucket, "x", noise)
+            self._device.upload(bucket.addresses["x"], bucket.given.pinned["x"], self._stream)
+            actions = self._denoised(bucket, table)
+        check_finite("denoise", {"actions": actions})
+        return Decision(actions, {"denoise": (self._now() - start) * 1e3})
 
     def close(self) -> None:
         if not self._closed:
@@ -174,171 +127,112 @@ class GraphEngine:
             raise EngineError("this engine is closed, an open one expected; load the bundle again")
         self._device.activate()
 
-    def _act(
-        self,
-        kind: str,
-        bucket: _Bucket,
-        table: _Table,
-        noise: Floats,
-        inputs: Inputs | None = None,
-    ) -> Decision:
-        """inputs: of a whole decision."""
-        frames = inputs.frames if inputs else ()
-        sizes: Sizes = tuple((len(frame), len(frame[0])) for frame in frames)
-        staging = self._staging(sizes)
-        start = time.perf_counter()
-        arrays: dict[str, npt.NDArray[np.generic]] = {"x": noise}
-        if inputs:
-            bucket.stage_prompt(inputs)
-            arrays["prefix_length"] = np.asarray(inputs.prefix_length)
-            if staging:
-                staging.fill(frames)
-            else:
-                bucket.images[:] = encode(self._ports["images"], bucket.shapes["images"], inputs.images)
-        for name, values in arrays.items():
-            bucket.given.pinned[name][:] = encode(self._ports[name], bucket.shapes[name], values)
-        staged = time.perf_counter()
-        graph = self._graph(kind, bucket, table, sizes)
-        captured = time.perf_counter()
-        graph.launch(self._stream)
-        self._device.synchronize(self._stream)
-        actions = decode(self._ports["x"], bucket.shapes["x"], bucket.actions)
-        check_finite(kind, {"actions": actions})
-        spent = staged - start + time.perf_counter() - captured
-        return Decision(actions, {kind: spent * 1e3})
-
-    def _staging(self, sizes: Sizes) -> Frames | None:
-        """What frames of these sizes need on the device; None for none."""
-        stager = self._program.stager
-        if not sizes or stager is None:
-            return None
-        if sizes not in self._frames:
-            with ExitStack() as held:
-                alloc = partial(self._alloc, held)
-                self._frames[sizes] = Frames(self._device, stager, sizes, self._stream, alloc, held)
-                self._held.callback(held.pop_all().close)
-        return self._frames[sizes]
-
-    def _graph(self, kind: str, bucket: _Bucket, table: _Table, sizes: Sizes = ()) -> Graph:
-        """The captured sequence. A new one first runs directly, as warm-up, over what is staged."""
-        key = (kind, bucket.prompt, table.schedule.steps, sizes)
-        if key not in self._graphs:
-            if kind == "decision":
-                work = partial(self._enqueue_decision, bucket, table, self._staging(sizes))
-            else:
-                work = partial(self._enqueue_denoise, bucket, table)
-            work(self._stream)
-            self._device.synchronize(self._stream)
-            name = f"{kind} of {key[2]} steps at prompt bucket {bucket.prompt}"
-            graph = capture(self._device, self._stream, work, name)
-            self._held.callback(graph.close)
-            self._graphs[key] = graph
-        return self._graphs[key]
-
-    def _enqueue_decision(self, bucket: _Bucket, table: _Table, frames: Frames | None, stream: int) -> None:
-        if frames:
-            frames.enqueue(bucket.addresses["images"], stream)
+    def _launch_images(self, images: Images, inputs: Inputs) -> None:
+        sizes: Sizes = tuple((len(frame), len(frame[0])) for frame in inputs.frames)
+        frames = None
+        if sizes and (stager := self._program.stager):
+            frames = self._once(self._frames, sizes, partial(self._new_frames, stager, sizes))
+            frames.fill(inputs.frames)
         else:
-            self._device.upload(bucket.addresses["images"], bucket.images, stream)
+            port = self._memory.ports["images"]
+            images.pinned[:] = encode(port, self._memory.shape("images", 0), inputs.images)
+        work = partial(self._enqueue_images, images, frames)
+        self._graph("images", sizes, work).launch(self._stream)
+
+    def _launch_prompt(self, images: Images, prompt: Prompt, noise: Floats) -> Bucket:
+        bucket = self._once(self._buckets, prompt.bucket, partial(self._memory.bucket, prompt.bucket))
+        bucket.stage_prompt(prompt)
+        self._stage(bucket, "prefix_length", np.asarray(prompt.prefix_length))
+        self._stage(bucket, "x", noise)
+        work = partial(self._enqueue_prompt, images, bucket)
+        self._graph("prompt bucket", bucket.prompt, work).launch(self._stream)
+        return bucket
+
+    def _denoised(self, bucket: Bucket, table: Table) -> Floats:
+        """The actions, once all that was launched has ended."""
+        work = partial(self._enqueue_steps, bucket, table)
+        key = (bucket.prompt, table.schedule.steps)
+        self._graph("prompt bucket and denoise steps", key, work).launch(self._stream)
+        self._device.synchronize(self._stream)
+        return decode(self._memory.ports["x"], self._memory.shape("x", 0), bucket.actions)
+
+    def _enqueue_images(self, images: Images, frames: Frames | None, stream: int) -> None:
+        if frames:
+            frames.enqueue(images.addresses["images"], stream)
+        else:
+            self._device.upload(images.addresses["images"], images.pinned, stream)
+        for network in self._of_images:
+            self._enqueue(network, 0, images.addresses, stream)
+
+    def _enqueue_prompt(self, images: Images, bucket: Bucket, stream: int) -> None:
         bucket.given.upload(stream)
-        for network in self._prefix:
-            addresses = {port: bucket.addresses[port] for port in self._shapes(network, bucket.prompt)}
-            bucket.launches[network](addresses, stream)
-        self._enqueue_steps(bucket, table, stream)
+        self._enqueue(self._of_prompt, bucket.prompt, images.addresses | bucket.addresses, stream)
 
-    def _enqueue_denoise(self, bucket: _Bucket, table: _Table, stream: int) -> None:
-        self._device.upload(bucket.addresses["x"], bucket.given.pinned["x"], stream)
-        self._enqueue_steps(bucket, table, stream)
-
-    def _enqueue_steps(self, bucket: _Bucket, table: _Table, stream: int) -> None:
-        cache = {name: bucket.addresses[name] for name in ("keys", "values", "prefix_length")}
-        x, x_next = bucket.addresses["x"], bucket.addresses["x_next"]
+    def _enqueue_steps(self, bucket: Bucket, table: Table, stream: int) -> None:
+        x, x_next, other = bucket.addresses["x"], bucket.addresses["x_next"], bucket.other
         for step in range(table.schedule.steps):
             modulation = table.modulation + step * table.stride
             own = {"x": x, "x_next": x_next, "modulation": modulation, "dt": table.dt}
-            bucket.launches["denoise"](cache | own, stream)
-            x, x_next = x_next, x
+            self._enqueue("denoise", bucket.prompt, bucket.addresses | own, stream)
+            x, x_next, other = x_next, other, x_next
         self._device.download(bucket.actions, x, stream)
 
-    def _bucket(self, prompt: int) -> _Bucket:
-        if prompt not in self._buckets:
-            networks = (*self._prefix, "denoise")
-            shapes = {network: self._shapes(network, prompt) for network in networks}
-            flat = {name: shape for of in shapes.values() for name, shape in of.items()}
-            sizes = {name: byte_size(self._ports[name], shape) for name, shape in flat.items()}
-            with ExitStack() as held:
-                alloc = partial(self._alloc, held)
-                given = Block(self._device, {n: sizes[n] for n in GIVEN}, alloc, held)
-                made = {n: alloc(size) for n, size in sizes.items() if n not in (*GIVEN, "modulation", "dt")}
-                bucket = _Bucket(
-                    prompt,
-                    flat,
-                    given,
-                    self._alloc_host(held, sizes["images"]),
-                    self._alloc_host(held, sizes["x"]),
-                    made | given.addresses,
-                    {network: self._launch(network, shapes[network]) for network in networks},
-                    prompt,
-                )
-                self._held.callback(held.pop_all().close)
-            self._buckets[prompt] = bucket
-        return self._buckets[prompt]
-
-    def _table(self, schedule: Schedule) -> _Table:
-        """The schedule's place on the device, filled with this very schedule."""
-        table = self._tables.get(schedule.steps)
-        if table is None:
-            size = byte_size(self._ports["modulation"], self._shapes("denoise", 0)["modulation"])
-            stride = -(-size // ALIGNMENT) * ALIGNMENT
-            with ExitStack() as held:
-                modulation = self._alloc(held, stride * schedule.steps)
-                table = _Table(schedule, modulation, stride, self._alloc(held, 4))
-                self._fill(table, schedule)
-                self._held.callback(held.pop_all().close)
-            self._tables[schedule.steps] = table
-        elif table.schedule is not schedule:
-            self._fill(table, schedule)
-            table.schedule = schedule
-        return table
-
-    def _fill(self, table: _Table, schedule: Schedule) -> None:
-        shape = self._shapes("denoise", 0)["modulation"]
-        rows = np.zeros((schedule.steps, table.stride), np.uint8)
-        for row, values in zip(rows, schedule.modulation, strict=True):
-            encoded = encode(self._ports["modulation"], shape, values)
-            row[: len(encoded)] = encoded
-        self._device.upload(table.modulation, rows.reshape(-1), self._stream)
-        dt = encode(self._ports["dt"], (), np.asarray(schedule.dt))
-        self._device.upload(table.dt, dt, self._stream)
-        self._device.synchronize(self._stream)
+    def _enqueue(self, network: str, prompt: int, addresses: Mapping[str, int], stream: int) -> None:
+        shapes = self._memory.shapes(network, prompt)
+        self._launch(network, shapes)({port: addresses[port] for port in shapes}, stream)
 
     def _launch(self, network: str, shapes: Shapes) -> Launch:
-        key = (network, tuple(shapes.values()))
-        if key not in self._launches:
-            self._launches[key] = self._program.bind(network, shapes, self._stream)
-        return self._launches[key]
+        make = partial(self._program.bind, network, shapes, self._stream)
+        return self._once(self._launches, (network, tuple(shapes.values())), make)
 
-    def _alloc(self, held: ExitStack, size: int) -> int:
-        address = self._device.alloc(size)
-        held.callback(self._device.free, address)
-        return address
+    def _table(self, schedule: Schedule) -> Table:
+        """Filled with this very schedule."""
+        table = self._once(self._tables, schedule.steps, partial(self._memory.table, schedule))
+        if table.schedule is not schedule:
+            self._memory.fill(table, schedule)
+        return table
 
-    def _alloc_host(self, held: ExitStack, size: int) -> Bytes:
-        memory = self._device.alloc_host(size)
-        held.callback(self._device.free_host, memory)
-        return memory
+    def _stage(self, bucket: Bucket, name: str, values: npt.NDArray[np.generic]) -> None:
+        shape = self._memory.shape(name, bucket.prompt)
+        bucket.given.pinned[name][:] = encode(self._memory.ports[name], shape, values)
 
-    def _shapes(self, network: str, prompt: int) -> dict[str, tuple[int, ...]]:
-        signature = self._signatures[network]
-        ports = (*signature.inputs, *signature.outputs)
-        return {port.name: fixed_shape(port, prompt, self._image_tokens) for port in ports}
+    def _new_frames(self, stager: Stager, sizes: Sizes) -> Frames:
+        with ExitStack() as held:
+            frames = Frames(
+                self._device, stager, sizes, self._stream, partial(self._memory.alloc, held), held
+            )
+            self._held.callback(held.pop_all().close)
+        return frames
 
-    def _prompt_size(self, signature: Signature, inputs: Mapping[str, npt.NDArray[np.generic]]) -> int:
-        """The prompt bucket of these arrays; 0 for a component that knows none."""
-        for port in signature.inputs:
-            for size, found in zip(port.shape, inputs[port.name].shape, strict=False):
-                if size == "prompt":
-                    return found
-                if size == "prefix":
-                    return found - self._image_tokens
-        return 0
+    def _graph(self, kind: str, of: Hashable, work: Callable[[int], None]) -> Graph:
+        return self._once(self._graphs, (kind, of), partial(self._captured, f"{kind} {of}", work))
+
+    def _captured(self, name: str, work: Callable[[int], None]) -> Graph:
+        """It first runs directly, as warm-up, over what is staged."""
+        work(self._stream)
+        self._device.synchronize(self._stream)
+        graph = capture(self._device, self._stream, work, name)
+        self._held.callback(graph.close)
+        return graph
+
+    def _once(self, kept: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+        """What is kept, made if the key is new, in time that is not the decision's."""
+        if key not in kept:
+            start = self._now()
+            kept[key] = make()
+            self._apart_s += self._now() - start
+        return kept[key]
+
+    def _now(self) -> float:
+        """Seconds, without those in which things were made."""
+        return time.perf_counter() - self._apart_s
+
+    @contextmanager
+    def _settled(self) -> Generator[None]:
+        """Waits after an error for what was launched: the next decision writes what it reads."""
+        try:
+            yield
+        except BaseException:
+            with suppress(EngineError):
+                self._device.synchronize(self._stream)
+            raise

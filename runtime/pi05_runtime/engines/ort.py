@@ -71,11 +71,12 @@ class OrtEngine:
 
     def decide(self, inputs: Inputs, noise: Floats, schedule: Schedule) -> Decision:
         self._cache = None
+        # What cannot be read is refused before anything is computed.
+        length = np.asarray(inputs.prompt.prefix_length, np.int32)
+        prompt = {"prompt_embeddings": inputs.prompt.embeddings, "prefix_length": length}
         marks = [time.perf_counter()]
         vision = self.run("vision", {"images": inputs.images})
         marks.append(time.perf_counter())
-        length = np.asarray(inputs.prefix_length, np.int32)
-        prompt = {"prompt_embeddings": inputs.prompt_embeddings, "prefix_length": length}
         self._cache = self.run("prefill", vision | prompt) | {"prefix_length": length}
         marks.append(time.perf_counter())
         steps = self.denoise(noise, schedule)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pi05_runtime.engines.driver import Device, compute_capability
 from pi05_runtime.engines.frames import View
-from pi05_runtime.engines.graph_engine import Shapes
+from pi05_runtime.engines.program import Shapes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 from pi05_runtime.interface import Convention

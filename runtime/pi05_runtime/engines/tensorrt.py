@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pi05_runtime.engines.driver import Device, compute_capability
-from pi05_runtime.engines.graph_engine import Shapes
 from pi05_runtime.engines.library import load_library
+from pi05_runtime.engines.program import Shapes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
 

@@ -1,11 +1,12 @@
-"""From a robot's observation to the three arrays that an engine takes.
+"""From a robot's observation to what an engine takes.
 
 The pipeline calibrates and judges engines through this very code, so what a robot sends is treated
 exactly as what the engines were made for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,39 @@ from pi05_runtime.tensors import Floats
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """images float32 [views, 3, size, size] in [-1, 1]; token_ids int64 [tokens], rows of
-    `embedding`; bucket: prompt tokens that the engine is made for; prefix_length: image and prompt tokens.
-    frames: uint8 [height, width, 3] of each camera, for an engine that stages them itself; there are no
-    `images` then."""
+class Prompt:
+    """token_ids int64 [tokens], rows of `embedding`; bucket: prompt tokens that the engine is made for;
+    prefix_length: image and prompt tokens."""
 
-    images: Floats
     token_ids: npt.NDArray[np.int64]
     embedding: TokenEmbedding
     bucket: int
     prefix_length: int
-    frames: tuple[npt.NDArray[np.uint8], ...] = ()
 
     @property
-    def prompt_embeddings(self) -> Floats:
+    def embeddings(self) -> Floats:
         """float32 [bucket, width], zero beyond the prompt."""
         bits = np.zeros((self.bucket, self.embedding.width), np.uint16)
         self.embedding.write(self.token_ids, bits[: len(self.token_ids)])
         return from_bf16(bits)
+
+
+@dataclass
+class Inputs:
+    """images float32 [views, 3, size, size] in [-1, 1]. read_prompt: what `prompt` comes from. frames: uint8
+    [height, width, 3] of each camera, for an engine that stages them itself; there are no `images` then."""
+
+    images: Floats
+    read_prompt: Callable[[], Prompt]
+    frames: tuple[npt.NDArray[np.uint8], ...] = ()
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """Read when it is first asked for, so that a device may look at the images meanwhile.
+
+        Errors: ObservationError for a prompt or a state.
+        """
+        return self.read_prompt()
 
 
 class Preprocessor:
@@ -69,11 +84,15 @@ class Preprocessor:
     def __call__(self, observation: Mapping[str, Any]) -> Inputs:
         """observation: `images` {camera: uint8 HWC}, `state` [state_dims], `prompt` str.
 
-        `state` may be left out where the prompt format is `plain`. Errors: ObservationError.
+        `state` may be left out where the prompt format is `plain`. Errors: ObservationError, of prompt and
+        state when the prompt is asked for.
         """
         self._check(observation)
         images, frames = self._views(observation["images"])
-        ids = self._prompter.ids(observation["prompt"], self._state(observation))
+        return Inputs(images, partial(self._prompt, observation["prompt"], observation.get("state")), frames)
+
+    def _prompt(self, text: Any, state: Any) -> Prompt:
+        ids = self._prompter.ids(text, self._state(state))
         bucket = next((b for b in self._buckets if b >= len(ids)), None)
         if bucket is None:
             raise ObservationError(
@@ -81,7 +100,7 @@ class Preprocessor:
                 "shorten the instruction, or export with a larger prompt bucket"
             )
         tokens = len(self._interface.cameras) * self._geometry.vision.tokens
-        return Inputs(images, ids, self._embedding, bucket, tokens + len(ids), frames)
+        return Prompt(ids, self._embedding, bucket, tokens + len(ids))
 
     def _views(self, given: Mapping[str, npt.ArrayLike]) -> tuple[Floats, tuple[npt.NDArray[np.uint8], ...]]:
         """(images, frames), of which one is empty."""
@@ -113,9 +132,7 @@ class Preprocessor:
                 f"image; pass one image under each of {list(self._interface.cameras)}"
             )
 
-    def _state(self, observation: Mapping[str, Any]) -> Floats | None:
+    def _state(self, given: Any) -> Floats | None:
         if self._interface.prompt_format == "plain":
             return None
-        return normalize_state(
-            observation["state"], self._interface.normalization, self._interface.state_dims
-        )
+        return normalize_state(given, self._interface.normalization, self._interface.state_dims)
