@@ -16,7 +16,7 @@ from pi05_runtime.engines.graph_engine import GraphEngine
 from pi05_runtime.geometry import fixed_shape
 from pi05_runtime.preprocess import Inputs, Prompt
 from pi05_runtime.tables import Schedule, TokenEmbedding
-from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, signatures
+from tests.device.nvrtc_program import HORIZON, VIEWS, NvrtcProgram, geometry, tiny
 
 DEPTH, STEPS, PROMPT = 18, 10, 32
 WARM_UP, CALLS, CAPTURES = 300, 1000, 10
@@ -40,7 +40,8 @@ def show(name: str, figures: tuple[float, float]) -> None:
 
 def main() -> None:
     device = CudaDevice()
-    program, ports = NvrtcProgram(device, DEPTH), signatures(DEPTH)
+    program, every = NvrtcProgram(device, DEPTH), tiny(DEPTH)
+    ports = {network: every[network] for network in program.networks}
     size = geometry(DEPTH)
     tokens = VIEWS * size.vision.tokens
     shapes = {

@@ -85,7 +85,7 @@ def geometry(depth: int) -> Geometry:
     )
 
 
-def ports(depth: int) -> dict[str, Signature]:
+def tiny(depth: int) -> dict[str, Signature]:
     return signatures(geometry(depth), VIEWS, HORIZON)
 
 

@@ -109,6 +109,10 @@ class HostDevice:
     def synchronize(self, stream: int) -> None:
         self._count("synchronize", legal_in_capture=False)
 
+    def follow(self, stream: int, other: int) -> None:
+        self._count("follow")
+        assert stream in self.handles and other in self.handles and stream != other
+
     def begin_capture(self, stream: int) -> None:
         self._count("begin_capture")
         assert self.recording is None

@@ -34,11 +34,12 @@ class Bindings:
             "cuDeviceGetCount": (1,),
             "cuDeviceGet": (0,),
             "cuDevicePrimaryCtxRetain": (55,),
+            "cuEventCreate": (77,),
             "cuMemAlloc": (4096,),
             "cuGraphInstantiate": (66,),
         }
         real = import_module("cuda.bindings.driver")
-        self.CUdevice_attribute = real.CUdevice_attribute
+        self.CUdevice_attribute, self.CUevent_flags = real.CUdevice_attribute, real.CUevent_flags
         self.CUstreamCaptureMode, self.CUstream_flags = real.CUstreamCaptureMode, real.CUstream_flags
         self.CUlaunchAttribute, self.CUlaunchAttributeID = real.CUlaunchAttribute, real.CUlaunchAttributeID
         self.CUlaunchConfig = real.CUlaunchConfig
@@ -110,6 +111,12 @@ def test_primary_context_is_retained_and_released(cuda: Bindings) -> None:
     names = [call[0] for call in cuda.calls]
     assert names.count("cuDevicePrimaryCtxRetain") == names.count("cuDevicePrimaryCtxRelease") == 1
     assert ("cuCtxSetCurrent", 55) in cuda.calls
+    assert cuda.calls[-2:] == [("cuEventDestroy", 77), ("cuDevicePrimaryCtxRelease", 0)]
+
+
+def test_a_stream_follows_what_another_has_by_then(cuda: Bindings) -> None:
+    CudaDevice().follow(3, 4)
+    assert cuda.calls[-2:] == [("cuEventRecord", 77, 4), ("cuStreamWaitEvent", 3, 77, 0)]
 
 
 def test_executable_that_cannot_be_uploaded_is_destroyed(cuda: Bindings) -> None:

@@ -85,7 +85,7 @@ def run() -> Run:
         ),
         steps=done,
         floors=floors,
-        outside={"fill": one(0.0625), "copies": one(0.125)},
+        outside={"images": one(0.0625), "prompt": one(0.125)},
         launches=(
             Launches("vision", "norm1", "norm", 27, 2.0, 0.054, 0.036, None, None, None),
             Launches("denoise", "qkv", "skinny", 18, 8.0, 1.44, 0.964, 2.5, "memory", 3.2),

@@ -69,7 +69,7 @@ def test_every_launch_is_in_the_table(measured: Run, subject: Subject) -> None:
     assert named["vision", "projector"] == 1 and named["denoise", "action_out"] == 1
     assert all(named[network, "attention"] == count for network, count in layers.items())
     assert sum(la.share for la in run.launches) == pytest.approx(1)
-    assert run.outside.keys() == {"fill", "copies"}
+    assert run.outside.keys() == {"images", "prompt"}
 
 
 def test_where_loading_goes(subject: Subject, interpreted: list[InterpretingDevice]) -> None:

@@ -93,7 +93,7 @@ class Networks:
         return found
 
     def outside(self) -> dict[str, Callable[[], None]]:
-        """What a decision does besides its networks, as results.Run has it, each to be done once."""
+        """What a decision does besides its networks, as results.Run has it, each done once and waited for."""
         stager, frames, given = self.program.stager, None, self._given.pinned
         if stager is not None:
             shapes = tuple(frame.shape[:2] for frame in self._frames)
@@ -104,27 +104,29 @@ class Networks:
         # Of the prompt's tokens alone; a decision takes as many bytes from the table.
         used = len(prompt) // self._bucket * (int(self._arrays["prefix_length"]) - self._image_tokens)
 
-        def fill() -> None:
-            if frames is not None:
-                frames.fill(self._frames)
-            else:
-                images[:] = self._encode("images", self._arrays["images"])
-            given["prompt_embeddings"][:used] = prompt[:used]
-            for name in given.keys() - {"prompt_embeddings"}:
-                given[name][:] = self._encode(name, self._arrays[name])
-
-        def copy(stream: int) -> None:
+        def enqueue_images(stream: int) -> None:
             if frames is not None:
                 frames.enqueue(self._addresses["images"], stream)
             else:
                 self.device.upload(self._addresses["images"], images, stream)
-            self._given.upload(stream)
-            self.device.download(actions, self._addresses["x"], stream)
 
-        fill()
-        copy(self.stream)
-        self.device.synchronize(self.stream)
-        return {"fill": fill, "copies": self._graph("copies", 1, copy)}
+        def bring_images() -> None:
+            if frames is not None:
+                frames.bring(self._frames, self.stream)
+            else:
+                images[:] = self._encode("images", self._arrays["images"])
+            replay()
+
+        def bring_prompt() -> None:
+            given["prompt_embeddings"][:used] = prompt[:used]
+            for name in given.keys() - {"prompt_embeddings"}:
+                given[name][:] = self._encode(name, self._arrays[name])
+            self._given.upload(self.stream)
+            self.device.download(actions, self._addresses["x"], self.stream)
+            self.device.synchronize(self.stream)
+
+        replay = self._graph("images", 1, enqueue_images)
+        return {"images": bring_images, "prompt": bring_prompt}
 
     def _graph(self, name: str, times: int, enqueue: Callable[[int], None]) -> Callable[[], None]:
         if (name, times) not in self._graphs:

@@ -175,9 +175,9 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A bundle on a target. recipes: component -> precision. keep: component -> layers that its recipe leaves
     in bf16, as patterns. load_s: until the policy could be asked.
     first_s: its first decision, warm-up and captures included. outside: on a GPU, what a decision does
-    besides its networks: `fill`, bringing its inputs into pinned memory, and `copies`, a graph of all its
-    copies and, where the GPU resizes frames, of that. launches: of kernel plans, in their order. missing:
-    what was left out, and why. seed: `<steps>_steps` -> row."""
+    besides its networks: `images`, bringing them to the device and, where it does that, into the model's
+    square; `prompt`, bringing all else there, and actions back. launches: of kernel plans, in their order.
+    missing: what was left out, and why. seed: `<steps>_steps` -> row."""
 
     name: str
     target: str

@@ -60,6 +60,10 @@ class Device(Protocol):
         """Waits for all that was enqueued. An error of that work comes out here."""
         ...
 
+    def follow(self, stream: int, other: int) -> None:
+        """What is enqueued on `stream` from now on waits for what is on `other` by now."""
+        ...
+
     def begin_capture(self, stream: int) -> None: ...
 
     def end_capture(self, stream: int) -> int:
@@ -123,6 +127,8 @@ class CudaDevice:
         self._overlap.id = serialized
         self._overlap.value.programmaticStreamSerializationAllowed = 1
         self.activate()
+        untimed = self._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        self._event = self._call("cuEventCreate", int(untimed))
 
     def activate(self) -> None:
         self._call("cuCtxSetCurrent", self._context)
@@ -155,6 +161,10 @@ class CudaDevice:
 
     def synchronize(self, stream: int) -> None:
         self._call("cuStreamSynchronize", stream)
+
+    def follow(self, stream: int, other: int) -> None:
+        self._call("cuEventRecord", self._event, other)
+        self._call("cuStreamWaitEvent", stream, self._event, 0)
 
     def begin_capture(self, stream: int) -> None:
         # Other threads of the robot may allocate meanwhile; this one may not.
@@ -232,6 +242,7 @@ class CudaDevice:
         )
 
     def close(self) -> None:
+        self._call("cuEventDestroy", self._event)
         self._call("cuDevicePrimaryCtxRelease", self._ordinal)
 
     @property

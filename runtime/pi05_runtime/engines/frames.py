@@ -1,6 +1,8 @@
-"""Camera frames as they come, brought into the model's square on the GPU, as part of the decision's graph.
+"""Camera frames as they come, brought into the model's square on the GPU.
 
-Frames of other sizes are another graph: sizes, tables and addresses are fixed in it.
+Each goes to the device as soon as it is in pinned memory, so that one travels while the next is copied there.
+What resizes them is captured: frames of other sizes are another graph, in which sizes, tables and addresses
+are fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pi05_runtime.engines.buffers import Block
-from pi05_runtime.engines.driver import Device
+from pi05_runtime.engines.driver import Bytes, Device
 from pi05_runtime.interface import Convention
 from pi05_runtime.preprocess.resampling import Resampling, resampling
 
@@ -60,22 +61,25 @@ class Frames:
         """alloc: device memory, for as long as `held`. Errors: ObservationError for a frame too thin."""
         self._device, self._stager = device, stager
         self._views: list[View] = []
-        frames = {str(i): height * width * 3 for i, (height, width) in enumerate(sizes)}
-        self._block = Block(device, frames, alloc, held)
+        self._pinned: list[Bytes] = []
         for i, (height, width) in enumerate(sizes):
             found = resampling(f"number {i}", height, width, stager.size, stager.convention)
             arrays = [a for axis in (found.columns, found.rows) for a in (axis.starts, axis.weights)]
             columns, column_weights, rows, row_weights = (self._place(a, alloc, stream) for a in arrays)
             tables = (columns, column_weights, rows, row_weights)
-            self._views.append(View(height, width, found, self._block.addresses[str(i)], tables))
+            size = height * width * 3
+            self._pinned.append(device.alloc_host(size))
+            held.callback(device.free_host, self._pinned[-1])
+            self._views.append(View(height, width, found, alloc(size), tables))
 
-    def fill(self, frames: Sequence[npt.NDArray[np.uint8]]) -> None:
-        for pinned, frame in zip(self._block.pinned.values(), frames, strict=True):
+    def bring(self, frames: Sequence[npt.NDArray[np.uint8]], stream: int) -> None:
+        """Enqueues each one's copy to the device, where the next is brought to the same place."""
+        for pinned, view, frame in zip(self._pinned, self._views, frames, strict=True):
             pinned.reshape(frame.shape)[:] = frame
+            self._device.upload(view.frame, pinned, stream)
 
     def enqueue(self, images: int, stream: int) -> None:
-        """images: float32 [views, 3, size, size]."""
-        self._block.upload(stream)
+        """Resizes what was brought. images: float32 [views, 3, size, size]."""
         for i, view in enumerate(self._views):
             self._stager(view, images + i * 3 * self._stager.size**2 * 4, stream)
 

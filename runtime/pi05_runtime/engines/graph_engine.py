@@ -9,8 +9,8 @@ replay.
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -51,10 +51,11 @@ class GraphEngine:
         self._apart_s = 0.0
         self._resident: Bucket | None = None
         self._closed = False
-        self._stream = device.create_stream()
         self._held = ExitStack()
         self._held.callback(device.close)
+        self._stream, self._copies = device.create_stream(), device.create_stream()
         self._held.callback(device.destroy_stream, self._stream)
+        self._held.callback(device.destroy_stream, self._copies)
         self._held.callback(program.close)
         # A launch may hold memory of its program.
         self._held.callback(self._launches.clear)
@@ -94,10 +95,13 @@ class GraphEngine:
         self._resident = None
         images, table = self._memory.images, self._table(schedule)
         start = self._now()
-        with self._settled():
+        try:
             self._launch_images(images, inputs)
             bucket = self._launch_prompt(images, inputs.prompt, noise)
             actions = self._denoised(bucket, table)
+        except BaseException:
+            self._settle()
+            raise
         check_finite("decision", {"actions": actions})
         self._resident = bucket
         return Decision(actions, {"decision": (self._now() - start) * 1e3})
@@ -109,10 +113,13 @@ class GraphEngine:
             raise no_cache()
         bucket, table = self._resident, self._table(schedule)
         start = self._now()
-        with self._settled():
+        try:
             self._stage(bucket, "x", noise)
             self._device.upload(bucket.addresses["x"], bucket.given.pinned["x"], self._stream)
             actions = self._denoised(bucket, table)
+        except BaseException:
+            self._settle()
+            raise
         check_finite("denoise", {"actions": actions})
         return Decision(actions, {"denoise": (self._now() - start) * 1e3})
 
@@ -132,7 +139,7 @@ class GraphEngine:
         frames = None
         if sizes and (stager := self._program.stager):
             frames = self._once(self._frames, sizes, partial(self._new_frames, stager, sizes))
-            frames.fill(inputs.frames)
+            frames.bring(inputs.frames, self._stream)
         else:
             port = self._memory.ports["images"]
             images.pinned[:] = encode(port, self._memory.shape("images", 0), inputs.images)
@@ -144,6 +151,9 @@ class GraphEngine:
         bucket.stage_prompt(prompt)
         self._stage(bucket, "prefix_length", np.asarray(prompt.prefix_length))
         self._stage(bucket, "x", noise)
+        # Not behind the images, so that it has arrived when these have been looked at.
+        bucket.given.upload(self._copies)
+        self._device.follow(self._stream, self._copies)
         work = partial(self._enqueue_prompt, images, bucket)
         self._graph("prompt bucket", bucket.prompt, work).launch(self._stream)
         return bucket
@@ -165,7 +175,6 @@ class GraphEngine:
             self._enqueue(network, 0, images.addresses, stream)
 
     def _enqueue_prompt(self, images: Images, bucket: Bucket, stream: int) -> None:
-        bucket.given.upload(stream)
         self._enqueue(self._of_prompt, bucket.prompt, images.addresses | bucket.addresses, stream)
 
     def _enqueue_steps(self, bucket: Bucket, table: Table, stream: int) -> None:
@@ -227,12 +236,8 @@ class GraphEngine:
         """Seconds, without those in which things were made."""
         return time.perf_counter() - self._apart_s
 
-    @contextmanager
-    def _settled(self) -> Generator[None]:
-        """Waits after an error for what was launched: the next decision writes what it reads."""
-        try:
-            yield
-        except BaseException:
+    def _settle(self) -> None:
+        """Waits after an error for all that was enqueued: the next decision writes what it reads."""
+        for stream in (self._copies, self._stream):
             with suppress(EngineError):
-                self._device.synchronize(self._stream)
-            raise
+                self._device.synchronize(stream)

@@ -66,6 +66,8 @@ def _frame(camera: str, image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
             f"camera {camera!r}: found {type(image).__name__} that is no array ({error}), "
             "expected uint8 [height, width, 3] RGB; pass a numpy array"
         ) from error
+    if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
+        return frame
     if frame.ndim != 3:
         advice = "pass one frame of rank 3, without batch or time axes"
     elif frame.shape[2] != 3:
@@ -74,10 +76,8 @@ def _frame(camera: str, image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         advice = "the image is empty: check that the camera delivers frames"
     elif np.issubdtype(frame.dtype, np.floating):
         advice = "convert values in [0, 1] by (255*x).astype(uint8)"
-    elif frame.dtype != np.uint8:
-        advice = "convert the camera's pixels to 8 bits, 0 to 255"
     else:
-        return frame
+        advice = "convert the camera's pixels to 8 bits, 0 to 255"
     raise ObservationError(
         f"camera {camera!r}: found {frame.dtype} {list(frame.shape)}, "
         f"expected uint8 [height, width, 3] RGB; {advice}"

@@ -79,11 +79,20 @@ def unnormalize_actions(
         )
     convention, mode = normalization.convention, normalization.action_mode
     least = 1 if convention == "openpi" else action_dims
-    first, second = _statistics("actions", normalization.actions, mode, convention, least, action_dims)
-    known = result[:, : len(first)]
-    unit = (known + 1) / 2 if mode == "quantile" else known
-    result[:, : len(first)] = unit * _scale(first, second, mode, convention, inverse=True) + first
+    scale, shift = _inverse(normalization.actions, mode, convention, least, action_dims)
+    known = result[:, : len(shift)]
+    known[:] = (known + 1 if mode == "quantile" else known) * scale + shift
     return result
+
+
+@lru_cache
+def _inverse(
+    statistics: Statistics, mode: NormalizationMode, convention: Convention, least: int, dims: int
+) -> tuple[Floats, Floats]:
+    """(scale, shift) of actions. Quantiles' scale is halved in place of every number, which is as exact."""
+    first, second = _statistics("actions", statistics, mode, convention, least, dims)
+    scale = _scale(first, second, mode, convention, inverse=True)
+    return (scale / 2 if mode == "quantile" else scale), first
 
 
 @lru_cache
