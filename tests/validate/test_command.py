@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pi05_runtime.errors import GateError
+from pi05_runtime.errors import EngineError, GateError, Pi05Error
+from pi05_runtime.lock import Lock
+from tests.validate.conftest import TINY
 from tests.validate.reports import DEVICE, run
 from validate.benchmark import __main__ as command
+from validate.benchmark import kernels, maker
 from validate.benchmark.measure import Calls, Subject
 from validate.benchmark.results import FILE, Run, read_report
 
@@ -59,3 +62,24 @@ def test_after_the_time_limit_nothing_begins(out: Path, monkeypatch: pytest.Monk
     found = read_report(out / FILE)
     assert found.runs == () and found.refused[0].reason == "the time limit of 0 minutes came first"
     assert not found.complete
+
+
+def test_a_bundle_that_cannot_be_made_is_refused_and_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: object, out: Path, name: str, profile: object, recipe: str) -> dict[str, object]:
+        if recipe == "fp8":
+            raise EngineError("matmul: no variant left")
+        return {}
+
+    monkeypatch.setattr(command, "PI05", TINY)
+    monkeypatch.setattr(maker.Maker, "write", write)
+    file = kernels.KernelsFile("sm90-plan", Lock("triton", "3.9.0", "9.0"), ())
+    monkeypatch.setattr(kernels, "read_kernels", lambda path, target: file)
+    what = ("--target", "sm90-plan", "--profile", "C", "--recipe", "fp8", "bf16", "--kernels", "any")
+    refused: list[tuple[str, Pi05Error]] = []
+    made = command.subjects(
+        command.parse((str(tmp_path), *what)), tmp_path, lambda name: False, lambda *one: refused.append(one)
+    )
+    assert [subject.name for subject, _ in made] == ["C bf16"]
+    assert [(name, str(error)) for name, error in refused] == [("C fp8", "matmul: no variant left")]

@@ -103,9 +103,13 @@ def _cpu_rows() -> list[str]:
 
 
 def subjects(
-    asked: argparse.Namespace, scratch: Path, late: Callable[[str], bool]
+    asked: argparse.Namespace,
+    scratch: Path,
+    late: Callable[[str], bool],
+    refuse: Callable[[str, Pi05Error], None],
 ) -> Iterator[tuple[Subject, Path | None]]:
-    """What to measure, each with its checkpoint. late: whether it is too late to make one of this name."""
+    """What to measure, each with its checkpoint. late: whether it is too late to make one of this name.
+    refuse: takes one that could not be made."""
     if asked.bundle is not None:
         manifest = read_manifest(asked.bundle)
         name, weights = f"{manifest.name} {manifest.version}", f"weights of {manifest.name}"
@@ -114,11 +118,14 @@ def subjects(
             asked.checkpoint,
         )
         return
-    yield from seeded_subjects(asked, scratch, late)
+    yield from seeded_subjects(asked, scratch, late, refuse)
 
 
 def seeded_subjects(
-    asked: argparse.Namespace, scratch: Path, late: Callable[[str], bool]
+    asked: argparse.Namespace,
+    scratch: Path,
+    late: Callable[[str], bool],
+    refuse: Callable[[str, Pi05Error], None],
 ) -> Iterator[tuple[Subject, Path | None]]:
     """Each is made when its turn comes, and gone after it."""
     import torch
@@ -148,13 +155,17 @@ def seeded_subjects(
                 continue
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 bundle, tuned = Path(folder, "bundle"), Path(folder, "tuned")
-                calls = maker.write(bundle, f"seeded-{name}-{recipe}", PROFILES[name], recipe)
-                if device == "cuda":
-                    torch.cuda.empty_cache()
-                if asked.tune:
-                    record = tune(bundle, asked.target, tuned)
-                    entries |= chosen(bundle, calls, file.kernels, record)
-                    write_table(asked.out, record.gpu, entries)
+                try:
+                    calls = maker.write(bundle, f"seeded-{name}-{recipe}", PROFILES[name], recipe)
+                    if device == "cuda":
+                        torch.cuda.empty_cache()
+                    if asked.tune:
+                        record = tune(bundle, asked.target, tuned)
+                        entries |= chosen(bundle, calls, file.kernels, record)
+                        write_table(asked.out, record.gpu, entries)
+                except Pi05Error as error:
+                    refuse(f"{name} {recipe}", error)
+                    continue
                 engines = tuned if asked.tune else None
                 said, keep = f"seeded weights, seed {SEED}", kept(PROFILES[name]) if recipe == "fp8" else {}
                 subject = Subject(f"{name} {recipe}", name, bundle, asked.target, said, engines, keep)
@@ -232,9 +243,13 @@ def main(*arguments: str) -> None:
             record.refuse(name, f"the time limit of {asked.minutes:g} minutes came first")
         return calls.over
 
+    def refuse(name: str, error: Pi05Error) -> None:
+        record.refuse(name, str(error))
+        faults.append(error)
+
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".benchmark.", dir=asked.out) as scratch:
-        for subject, checkpoint in subjects(asked, Path(scratch), late):
+        for subject, checkpoint in subjects(asked, Path(scratch), late, refuse):
             if late(subject.name):
                 continue
             try:
@@ -242,8 +257,7 @@ def main(*arguments: str) -> None:
                 for run in measure(subject, tuple(asked.steps), calls, chip):
                     record.put(run)
             except Pi05Error as error:
-                record.refuse(subject.name, str(error))
-                faults.append(error)
+                refuse(subject.name, error)
                 continue
             if run is not None and run.steps:
                 if subject.profile not in peers:

@@ -5,7 +5,7 @@ number of rows that was measured; a launch takes that of the nearest that it can
 if it can have none. It only says which variant comes first: all of them go into the engine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -36,9 +36,10 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entries: tuple[Entry, ...]
 
 
-def kind(kernel: str, dtype: str, constants: Mapping[str, int | str]) -> str:
-    """Of a launch, whatever its rows. dtype: of its first operand. constants: but for those of its tile."""
-    return " ".join((kernel, dtype, *(f"{name}={value}" for name, value in constants.items())))
+def kind(kernel: str, dtypes: Iterable[str], constants: Mapping[str, int | str]) -> str:
+    """Of a launch, whatever its rows. dtypes: of its first operand and of its result. constants: but for
+    those of its tile."""
+    return " ".join((kernel, *dtypes, *(f"{name}={value}" for name, value in constants.items())))
 
 
 def best_first(chip: int, launch: str, rows: int, tiles: Sequence[Tiles]) -> tuple[Tiles, ...]:
