@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from shutil import copytree
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
@@ -12,6 +13,7 @@ from pi05_runtime import golden
 from pi05_runtime import manifest as contract
 from pi05_runtime.errors import GateError
 from pi05_runtime.plan import Shaped, read_plan
+from pi05_runtime.policy import Policy
 from pi05_runtime.verify import hash_file
 from tests.kernels.interpreting_device import InterpretingDevice
 from tests.validate.conftest import STEPS, TARGET, TINY, interpreting
@@ -19,7 +21,7 @@ from validate.benchmark import measure as module
 from validate.benchmark.floors import CHIPS, cost
 from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.measure import Calls, Subject, measure, time_calls
-from validate.benchmark.results import Run
+from validate.benchmark.results import BenchmarkError, Run
 
 H100 = CHIPS[0]
 
@@ -109,6 +111,22 @@ def test_a_wrong_engine_is_not_timed(
     wrong = Subject("wrong", "tiny", bundle, subject.target, "seeded")
     with pytest.raises(GateError, match=r"self-test of sm90-plan failed: cosine -0\.99"):
         list(measure(wrong, STEPS, Calls(0, 2), H100))
+
+
+def test_decisions_that_differ_are_no_measurement(
+    subject: Subject, interpreted: list[InterpretingDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided: list[int] = []
+
+    def infer(self: Policy, observation: object) -> dict[str, object]:
+        actions = np.zeros((4, 32), np.float32)
+        actions[3, 1] = len(decided) == 4
+        decided.append(0)
+        return {"actions": actions, "timings": {"preprocess": 1.0, "decision": 1.0, "total": 2.0}}
+
+    monkeypatch.setattr(Policy, "infer", infer)
+    with pytest.raises(BenchmarkError, match=r"1 steps: 1 of 5 decisions gave other actions than the first"):
+        list(measure(subject, (1,), Calls(2, 3), H100))
 
 
 def test_nothing_begins_after_the_deadline() -> None:

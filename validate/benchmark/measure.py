@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from export.stage import progress
@@ -25,6 +26,7 @@ from validate.benchmark.launches import kernel_table
 from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.networks import Networks, open_networks
 from validate.benchmark.results import (
+    BenchmarkError,
     Floor,
     Golden,
     Launches,
@@ -168,10 +170,18 @@ def _launches(
 def _decisions(
     policy: Policy, sample: Mapping[str, Any], calls: Calls, title: str
 ) -> tuple[list[float], dict[str, Timing]]:
-    """Totals of whole calls of `infer`, and what the policy times within them."""
-    inside: list[dict[str, float]] = []
-    samples = time_calls(lambda: inside.append(policy.infer(sample)["timings"]), calls, title)
-    counted = inside[calls.warm_up :]
+    """Totals of whole calls of `infer`, and what the policy times within them.
+
+    Errors: BenchmarkError if not all give the very same actions.
+    """
+    given: list[dict[str, Any]] = []
+    samples = time_calls(lambda: given.append(policy.infer(sample)), calls, title)
+    if others := sum(not np.array_equal(one["actions"], given[0]["actions"]) for one in given):
+        raise BenchmarkError(
+            f"{title}: {others} of {len(given)} decisions gave other actions than the first, none expected "
+            "for the same observation and noise; do not act with this engine, and report it"
+        )
+    counted: list[dict[str, float]] = [one["timings"] for one in given[calls.warm_up :]]
     names = [name for name in counted[0] if name != "total"]
     parts = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
     return samples, parts

@@ -70,12 +70,13 @@ class Tiling:
 @dataclass(frozen=True)
 class Way:
     """A kernel for a launch, a Triton function, and how it may be cut. tiled: its first arguments, if it gets
-    operands by tiles."""
+    operands by tiles. early: whether its blocks may come before the previous launch has ended."""
 
     kernel: Any
     tiles: Sequence[Tiles]
     grid: Callable[[Tiles], tuple[int, ...]]
     tiled: Callable[[Tiles], Mapping[str, Tiling]] = lambda _: {}
+    early: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Candidate:
     wanted: Specialization
     grid: tuple[int, int, int]
     tiled: tuple[Tiled, ...]
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _candidate(
         way.kernel.fn.__name__, signature, values, choice.warps, choice.stages, choice.registers
     )
     x, y, z = (*way.grid(choice), 1, 1)[:3]
-    return Candidate(wanted, (x, y, z), tuple(tiled))
+    return Candidate(wanted, (x, y, z), tuple(tiled), way.early)
 
 
 def _argument(operand: Value | int | float, places: Mapping[int, Scratch]) -> Argument:

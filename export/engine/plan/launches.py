@@ -144,6 +144,7 @@ def _pingpong(rows: int, keys: int, dim: int) -> Way:
             "v_tiles": Tiling("v", keys, dim, t["BN"], dim),
             "out_tiles": Tiling("out", rows, dim, t["BM"], dim // 2),
         },
+        early=False,
     )
 
 
