@@ -37,11 +37,12 @@ def pingpong(
     v_bufs = gl.allocate_shared_memory(v_tiles.dtype, [STAGES, BN, D], v_tiles.layout)
     sums = gl.allocate_shared_memory(gl.float32, [4, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     once = mbarrier.allocate_mbarrier(batch=3)
-    full, empty = mbarrier.allocate_mbarrier(batch=2 * STAGES), mbarrier.allocate_mbarrier(batch=2 * STAGES)
+    full, empty = mbarrier.allocate_mbarrier(batch=4 * STAGES), mbarrier.allocate_mbarrier(batch=2 * STAGES)
     for i in gl.static_range(3):
         mbarrier.init(once.index(i), count=1)
-    for i in gl.static_range(2 * STAGES):
+    for i in gl.static_range(4 * STAGES):
         mbarrier.init(full.index(i), count=1)
+    for i in gl.static_range(2 * STAGES):
         mbarrier.init(empty.index(i), count=1)
     keys = KEYS if length is None else gl.minimum(gl.load(length), KEYS)
     # Either group has one, though none of its keys count.
@@ -72,15 +73,24 @@ def _fetch(buffers, q_tiles, k_tiles, v_tiles, tiles, ADMIT: gl.constexpr):
         slot, phase = tile % STAGES, (tile // STAGES & 1) ^ 1
         if tile < tiles:
             mbarrier.wait(empty.index(slot), phase)
-            mbarrier.expect(full.index(slot), BYTES)
-            tma.async_load(k_tiles, [_place(tile, tiles) * BN, 0], full.index(slot), k_bufs.index(slot))
+            bar = full.index(arrival(tile, STAGES)[0])
+            mbarrier.expect(bar, BYTES)
+            tma.async_load(k_tiles, [_place(tile, tiles) * BN, 0], bar, k_bufs.index(slot))
         before = tile - 1
-        slot, phase = STAGES + before % STAGES, (before // STAGES & 1) ^ 1
+        slot, phase = before % STAGES, (before // STAGES & 1) ^ 1
         if before >= 0:
-            mbarrier.wait(empty.index(slot), phase)
-            mbarrier.expect(full.index(slot), BYTES)
-            rows = _place(before, tiles) * BN
-            tma.async_load(v_tiles, [rows, 0], full.index(slot), v_bufs.index(slot - STAGES))
+            mbarrier.wait(empty.index(STAGES + slot), phase)
+            bar = full.index(2 * STAGES + arrival(before, STAGES)[0])
+            mbarrier.expect(bar, BYTES)
+            tma.async_load(v_tiles, [_place(before, tiles) * BN, 0], bar, v_bufs.index(slot))
+
+
+@gluon.jit
+def arrival(turn, STAGES: gl.constexpr):
+    """(barrier, phase) by which what comes at a turn is known to be there. The ring has as many barriers as
+    two rounds have tiles, so that each is one group's: a barrier tells a phase from the next by one bit, and
+    who has not waited for every phase takes one that is yet to come for the one before it."""
+    return turn % (2 * STAGES), turn // (2 * STAGES) & 1
 
 
 @gluon.jit
@@ -111,21 +121,24 @@ def _attend(buffers, out_tiles, keys, tiles, scale, inverse_scale, MINE: gl.cons
     most = gl.full([BM], _LOWEST, gl.float32, gl.SliceLayout(1, scored))
     most, shrink, total, weights = _weigh(scores, most, scale, v_bufs.dtype, mixed)
     for turn in range(MINE + 2, tiles, 2):
-        slot, before, past = turn % STAGES, STAGES + (turn - 2) % STAGES, (turn - 2) // STAGES & 1
-        mbarrier.wait(full.index(slot), turn // STAGES & 1)
+        slot, before = turn % STAGES, (turn - 2) % STAGES
+        bar, phase = arrival(turn, STAGES)
+        mbarrier.wait(full.index(bar), phase)
         scores = warpgroup_mma(q_buf, k_bufs.index(slot).permute([1, 0]), none, use_acc=False, is_async=True)
-        mbarrier.wait(full.index(before), past)
-        acc = warpgroup_mma(weights, v_bufs.index(before - STAGES), acc, is_async=True)
+        bar, phase = arrival(turn - 2, STAGES)
+        mbarrier.wait(full.index(2 * STAGES + bar), phase)
+        acc = warpgroup_mma(weights, v_bufs.index(before), acc, is_async=True)
         scores = warpgroup_mma_wait(1, deps=(scores,))
         mbarrier.arrive(empty.index(slot))
         most, shrink, part, found = _weigh(scores, most, scale, v_bufs.dtype, mixed)
         total = total * shrink + part
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
-        mbarrier.arrive(empty.index(before))
+        mbarrier.arrive(empty.index(STAGES + before))
         acc *= gl.convert_layout(shrink, gl.SliceLayout(1, mixed))[:, None]
         weights = found
     last = _last(tiles, MINE)
-    mbarrier.wait(full.index(STAGES + last % STAGES), last // STAGES & 1)
+    bar, phase = arrival(last, STAGES)
+    mbarrier.wait(full.index(2 * STAGES + bar), phase)
     acc = warpgroup_mma(weights, v_bufs.index(last % STAGES), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     # What this group has of the other's half goes where its own last keys were.
