@@ -111,6 +111,23 @@ def test_heads_that_share_keys_see_the_length_alone(dtype: torch.dtype, tokens: 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+def test_heads_that_share_keys_are_the_same_beside_other_work(dtype: torch.dtype) -> None:
+    need_sm90()
+    tokens, side = 532, torch.cuda.Stream()
+    b, call = prefix(dtype, tokens)
+    q, k, v = bf16(8 * tokens, PREFIX).cuda(), bf16(tokens, PREFIX).cuda(), bf16(tokens, PREFIX).cuda()
+    n, out = torch.tensor([tokens], dtype=torch.int32).cuda(), torch.empty_like(q).to(dtype)
+    memory, busy = {"q": q, "k": k, "v": v, "out": out, "length": n}, bf16(2048, 2048).cuda()
+    expected = results("pingpong", dtype, b, call, memory)
+    for _ in range(200):
+        with torch.cuda.stream(side):
+            for _ in range(8):
+                busy @ busy
+        for one, found in zip(expected, results("pingpong", dtype, b, call, memory), strict=True):
+            assert torch.equal(one, found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_heads_of_a_fused_matrix(dtype: torch.dtype, views: int) -> None:
     need_sm90()

@@ -37,9 +37,10 @@ METHOD = """
 <p>A total is the wall-clock time of one call of <code>Policy.infer</code>. <em>Within it</em> is what the
 policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for by
 itself, denoise with all its steps. What the total has beyond the sum of the networks is staging, copies and
-launching: <em>fill</em> is bringing the inputs into pinned memory, <em>copies</em> a CUDA graph of all
-copies of a decision and, where the GPU resizes frames, of that. A peer starts from preprocessed images and
-token ids on the host and ends with normalised actions there.</p>
+launching: <em>images</em> is bringing these to the device and, where it resizes them, that too,
+<em>prompt</em> bringing all else, and actions back. A decision whose actions are not those of the first ends
+the run. A peer starts from preprocessed images and token ids on the host and ends with normalised actions
+there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
