@@ -4,6 +4,7 @@ It lets a device, or anyone with the bundle, find out whether these engines on t
 the policy that passed its gates.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from pi05_runtime.errors import BundleError, GateError
 from pi05_runtime.policy import Policy
-from pi05_runtime.targets import coarsest
+from pi05_runtime.targets import coarsest, find_target
 from pi05_runtime.tensors import Floats, open_tensors
 
 IMAGE, ACTIONS = "image.", "actions."
@@ -56,6 +57,21 @@ def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], d
     images = {n.removeprefix(IMAGE): t for n, t in stored.items() if n.startswith(IMAGE)}
     actions = {int(n.removeprefix(ACTIONS)): t for n, t in stored.items() if n.startswith(ACTIONS)}
     return {"images": images, "prompt": prompt, "state": stored["state"], "noise": stored["noise"]}, actions
+
+
+def check_steady(given: Sequence[Floats], target: str) -> None:
+    """given: actions of one decision, asked for again and again over the same observation and noise. A kernel
+    plan adds in one order and must give the same bits; other engines do not promise that.
+
+    Errors: GateError if it does not.
+    """
+    others = sum(not np.array_equal(actions, given[0]) for actions in given)
+    if others and find_target(target).engine == "plan":
+        raise GateError(
+            f"self-test of {target} failed: {others} of {len(given)} decisions gave other actions than the "
+            "first, none expected over one observation and noise; do not run this bundle on a robot, and "
+            "report it"
+        )
 
 
 def selftest(bundle: Path, target: str, engines: Path | None = None) -> list[Result]:

@@ -62,8 +62,8 @@ def selftest_isolated(bundle: Path, target: str, engines: Path | None, minutes: 
     """Verifies and loads the bundle in a child process, runs its golden sample and measures its latency.
 
     engines: as for `pi05_runtime.load`. minutes: the most that all of it may take.
-    Errors: those of loading and of `golden.selftest`; GateError too for a crash, the time limit and a median
-    over the manifest's budget.
+    Errors: those of loading, of `golden.selftest` and of `golden.check_steady`; GateError too for a crash,
+    the time limit and a median over the manifest's budget.
     """
     request = _Request(str(bundle.absolute()), target, None if engines is None else str(engines.absolute()))
     answer = run_child("pi05_runtime.selftest", request, _ANSWER, minutes, quiet=False)
@@ -121,7 +121,9 @@ def _measure(policy: Policy, bundle: Path, target: str) -> Latency:
     sample, _ = golden.observation(bundle, manifest.golden.file, manifest.golden.prompt)
     for _ in range(warm_up):
         policy.infer(sample)
-    totals = [policy.infer(sample)["timings"]["total"] for _ in range(repeats)]
+    given = [policy.infer(sample) for _ in range(repeats)]
+    golden.check_steady([one["actions"] for one in given], target)
+    totals = [one["timings"]["total"] for one in given]
     return Latency(
         steps=policy.steps,
         warm_up=warm_up,

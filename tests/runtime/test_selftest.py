@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pi05_runtime import golden
 from pi05_runtime.errors import BundleError, GateError, TargetError
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.selftest import selftest_isolated
@@ -53,6 +55,17 @@ def test_wrong_weights_fail_the_golden_sample(bundle: Path) -> None:
     replace(bundle, name, bytes((bundle / name).stat().st_size))
     with pytest.raises(GateError, match=r"failed: cosine .* do not run this bundle"):
         selftest_isolated(bundle, TARGET, None, minutes=5)
+
+
+def test_a_plan_that_wavers_fails_and_no_other_engine() -> None:
+    one, other = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    other[1, 2] = 1e-7
+    golden.check_steady([one, one.copy()], "sm90-plan")
+    with pytest.raises(
+        GateError, match=r"sm110-plan failed: 1 of 3 decisions gave other actions than the fir"
+    ):
+        golden.check_steady([one, other, one], "sm110-plan")
+    golden.check_steady([one, other], "sm110-trt")
 
 
 def test_errors_keep_their_kind(bundle: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from validate.benchmark import measure as module
 from validate.benchmark.floors import CHIPS, cost
 from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.measure import Calls, Subject, measure, time_calls
-from validate.benchmark.results import BenchmarkError, Run
+from validate.benchmark.results import Run
 
 H100 = CHIPS[0]
 
@@ -125,7 +125,7 @@ def test_decisions_that_differ_are_no_measurement(
         return {"actions": actions, "timings": {"preprocess": 1.0, "decision": 1.0, "total": 2.0}}
 
     monkeypatch.setattr(Policy, "infer", infer)
-    with pytest.raises(BenchmarkError, match=r"1 steps: 1 of 5 decisions gave other actions than the first"):
+    with pytest.raises(GateError, match=r"sm90-plan failed: 1 of 5 decisions gave other actions"):
         list(measure(subject, (1,), Calls(2, 3), H100))
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from export.stage import progress
@@ -26,7 +25,6 @@ from validate.benchmark.launches import kernel_table
 from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.networks import Networks, open_networks
 from validate.benchmark.results import (
-    BenchmarkError,
     Floor,
     Golden,
     Launches,
@@ -115,7 +113,7 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
                 run = replace(run, missing=(*run.missing, missing))
                 continue
             policy.steps = n
-            decisions[n] = _decisions(policy, sample, calls, f"{subject.name}, {n} steps")
+            decisions[n] = _decisions(policy, sample, subject.target, calls, f"{subject.name}, {n} steps")
             yield _finished(run, manifest, decisions, {}, chip)
     alone: dict[int, dict[str, Timing]] = {}
     if find_target(subject.target).compute_capability is not None:
@@ -168,19 +166,15 @@ def _launches(
 
 
 def _decisions(
-    policy: Policy, sample: Mapping[str, Any], calls: Calls, title: str
+    policy: Policy, sample: Mapping[str, Any], target: str, calls: Calls, title: str
 ) -> tuple[list[float], dict[str, Timing]]:
     """Totals of whole calls of `infer`, and what the policy times within them.
 
-    Errors: BenchmarkError if not all give the very same actions.
+    Errors: GateError if they differ where they must not.
     """
     given: list[dict[str, Any]] = []
     samples = time_calls(lambda: given.append(policy.infer(sample)), calls, title)
-    if others := sum(not np.array_equal(one["actions"], given[0]["actions"]) for one in given):
-        raise BenchmarkError(
-            f"{title}: {others} of {len(given)} decisions gave other actions than the first, none expected "
-            "for the same observation and noise; do not act with this engine, and report it"
-        )
+    golden.check_steady([one["actions"] for one in given], target)
     counted: list[dict[str, float]] = [one["timings"] for one in given[calls.warm_up :]]
     names = [name for name in counted[0] if name != "total"]
     parts = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}

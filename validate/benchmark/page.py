@@ -38,9 +38,9 @@ METHOD = """
 policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for by
 itself, denoise with all its steps. What the total has beyond the sum of the networks is staging, copies and
 launching: <em>images</em> is bringing these to the device and, where it resizes them, that too,
-<em>prompt</em> bringing all else, and actions back. A decision whose actions are not those of the first ends
-the run. A peer starts from preprocessed images and token ids on the host and ends with normalised actions
-there.</p>
+<em>prompt</em> bringing all else, and actions back. A run of a kernel plan ends where a decision's actions
+are not those of the first. A peer starts from preprocessed images and token ids on the host and ends with
+normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
