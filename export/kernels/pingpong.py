@@ -88,8 +88,8 @@ def _fetch(buffers, q_tiles, k_tiles, v_tiles, tiles, ADMIT: gl.constexpr):
 @gluon.jit
 def arrival(turn, STAGES: gl.constexpr):
     """(barrier, phase) by which what comes at a turn is known to be there. The ring has as many barriers as
-    two rounds have tiles, so that each is one group's: a barrier tells a phase from the next by one bit, and
-    who has not waited for every phase takes one that is yet to come for the one before it."""
+    two rounds have tiles, so that each is one group's: a barrier tells phases apart by one bit, and who has
+    not waited for every one takes the end of the phase two before for that of its own."""
     return turn % (2 * STAGES), turn // (2 * STAGES) & 1
 
 

@@ -110,20 +110,19 @@ def _test(request: _Request) -> _Answer:
 def _pass(bundle: Path, target: str, engines: Path | None) -> Report:
     with Policy.load(bundle, target, engines=engines) as policy:
         results = golden.judge(policy, bundle, target)
-        return Report(target, tuple(results), _measure(policy, bundle, target))
+        return Report(target, tuple(results), measure_latency(policy, bundle, target))
 
 
-def _measure(policy: Policy, bundle: Path, target: str) -> Latency:
+def measure_latency(policy: Policy, bundle: Path, target: str) -> Latency:
+    """At the default step count. Errors: those of `Policy.infer` and of `golden.check_steady`."""
     manifest = policy.manifest
     on_cpu = find_target(target).compute_capability is None
     warm_up, repeats = (_WARM_UP, _REPEATS) if on_cpu else (_GPU_WARM_UP, _GPU_REPEATS)
     policy.steps = manifest.default_steps
     sample, _ = golden.observation(bundle, manifest.golden.file, manifest.golden.prompt)
-    for _ in range(warm_up):
-        policy.infer(sample)
-    given = [policy.infer(sample) for _ in range(repeats)]
+    given = [policy.infer(sample) for _ in range(warm_up + repeats)]
     golden.check_steady([one["actions"] for one in given], target)
-    totals = [one["timings"]["total"] for one in given]
+    totals = [one["timings"]["total"] for one in given[warm_up:]]
     return Latency(
         steps=policy.steps,
         warm_up=warm_up,

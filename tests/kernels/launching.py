@@ -1,7 +1,7 @@
 """Launches one variant of a described launch on the GPU that is here, as the runtime does."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +20,14 @@ def need_sm90() -> None:
 
 def run(b: Builder, call: Call, candidate: Candidate, binary: Binary, memory: Mapping[str, Any]) -> None:
     """memory: operand's name -> tensor, or number in place of the launch's own."""
+    prepared(b, call, candidate, binary, memory)()
+    torch.cuda.synchronize()
+
+
+def prepared(
+    b: Builder, call: Call, candidate: Candidate, binary: Binary, memory: Mapping[str, Any]
+) -> Callable[[], None]:
+    """What `run` does, as often as it is called, but for the waiting."""
     device = CudaDevice()
     names = [
         n
@@ -44,5 +52,9 @@ def run(b: Builder, call: Call, candidate: Candidate, binary: Binary, memory: Ma
     module = device.load_module(torch.frombuffer(bytearray(binary.code), dtype=torch.uint8).numpy())
     kernel = device.find_kernel(module, binary.entry, binary.shared)
     arguments = (tuple(values), tuple(types))
-    device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0, True)
-    device.synchronize(0)
+
+    def launch() -> None:
+        assert given, "whose addresses the arguments are"
+        device.launch_kernel(kernel, candidate.grid, binary.threads, binary.shared, arguments, 0, True)
+
+    return launch

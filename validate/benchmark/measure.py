@@ -82,7 +82,8 @@ def time_calls(work: Callable[[], object], calls: Calls, title: str) -> list[flo
 def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip | None) -> Iterator[Run]:
     """The run, again after each step count with what is known by then.
 
-    Errors: GateError if the golden sample fails: a wrong engine is not timed. And whatever loading raises.
+    Errors: GateError if the golden sample fails, for a wrong engine is not timed, or if decisions differ that
+    must not. And whatever loading raises.
     """
     asked = (subject.bundle, subject.target, subject.engines)
     with load_policy(*asked) as (policy, load):
