@@ -27,7 +27,7 @@ _LOWEST: gl.constexpr = gl.constexpr(-1e30)
 def pingpong(
     q_tiles, k_tiles, v_tiles, out_tiles,
     q, k, v, out, length, scale, inverse_scale, ROWS, KEYS, HEADS,
-    D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr, ADMIT: gl.constexpr,
+    D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """As `attention`, of one head and batch whose rows are D long. q and out come by tiles [BM, D], keys and
     values by tiles [BN, D] too. BM: 64. Values from `length` on must be numbers, since nothing times NaN is
@@ -52,7 +52,7 @@ def pingpong(
         [
             (_attend, (buffers, out_tiles, keys, tiles, scale, inverse_scale, 0)),
             (_attend, (buffers, out_tiles, keys, tiles, scale, inverse_scale, 1)),
-            (_fetch, (buffers, q_tiles, k_tiles, v_tiles, tiles, ADMIT)),
+            (_fetch, (buffers, q_tiles, k_tiles, v_tiles, tiles)),
         ],
         [4, 1],
         [240, 24],
@@ -60,13 +60,13 @@ def pingpong(
 
 
 @gluon.jit
-def _fetch(buffers, q_tiles, k_tiles, v_tiles, tiles, ADMIT: gl.constexpr):
+def _fetch(buffers, q_tiles, k_tiles, v_tiles, tiles):
     """The last tile of keys first, and each one's values when the next one's keys have been asked for."""
     q_buf, k_bufs, v_bufs, _, once, full, empty = buffers
     STAGES: gl.constexpr = k_bufs.shape[0]
     BN: gl.constexpr = k_bufs.shape[1]
     BYTES: gl.constexpr = BN * k_bufs.shape[2] * 2
-    after_previous(ADMIT)
+    after_previous()
     mbarrier.expect(once.index(0), q_buf.shape[0] * q_buf.shape[1] * 2)
     tma.async_load(q_tiles, [gl.program_id(0) * q_buf.shape[0], 0], once.index(0), q_buf)
     for tile in range(tiles + 1):

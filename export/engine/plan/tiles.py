@@ -221,7 +221,7 @@ def attention_tiles(rows: int) -> Iterator[Tiles]:
 def pingpong_tiles(dim: int) -> Iterator[Tiles]:
     """Attention of one head by two warp groups: as many stages as there is shared memory for."""
     if dim == 256:
-        yield tiles(4, 1, BM=64, BN=64, STAGES=3, ADMIT=AT_ONCE.value)
+        yield tiles(4, 1, BM=64, BN=64, STAGES=3)
 
 
 def resident_tiles(keys: int, dim: int) -> Iterator[Tiles]:
