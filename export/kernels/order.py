@@ -7,9 +7,9 @@ That pays by turns: what a launch fetches ahead stands in the way of what those 
 of the word that they have ended. So kernels have a constant that says when the next may come, ADMIT, which
 tuning chooses like a tile.
 
-Before it waits, a kernel may read what no kernel writes, or what another network wrote, whose launches
-overlap with none of its own (pi05_runtime/engines/plan.py); and it may write nothing. Every kernel waits, so
-all before the previous one have ended too; the compiler refuses one that does not, and one that writes before
+Before it waits, a kernel may read what no kernel writes, or what another network wrote, which is there before
+it comes (pi05_runtime/engines/plan.py and overlap.py); and it may write nothing. Every kernel waits, so all
+before the previous one have ended too; the compiler refuses one that does not, and one that writes before
 (compile.py).
 """
 

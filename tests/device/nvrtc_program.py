@@ -11,8 +11,10 @@ from importlib import import_module
 from typing import Any
 
 from pi05_runtime.engines.driver import Device, call, compute_capability
+from pi05_runtime.engines.overlap import Overlapped
 from pi05_runtime.errors import TargetError
 from pi05_runtime.geometry import COMPONENTS, Geometry, Signature, Stack, Vision, signatures
+from pi05_runtime.plan import Port
 
 VIEWS, HORIZON = 2, 6
 
@@ -74,6 +76,8 @@ extern "C" __global__ void leave(const float* x, const float* hidden, const floa
 """
 
 Launch = Callable[[Mapping[str, int], int], None]
+Shapes = Mapping[str, tuple[int, ...]]
+CACHE = ("keys", "values")
 
 
 def geometry(depth: int) -> Geometry:
@@ -96,12 +100,31 @@ def gpu() -> str | None:
     return None
 
 
-class NvrtcProgram:
-    """vision, prefill and denoise of `geometry(depth)`."""
+class Kernels:
+    """A network: each kernel with the ports that it has to do with, and what launches it."""
 
-    def __init__(self, device: Device, depth: int) -> None:
+    def __init__(self, kernels: Sequence[tuple[set[Port], Launch]], on_launch: Callable[[int], None]) -> None:
+        self._kernels, self._on_launch = kernels, on_launch
+
+    @property
+    def ports(self) -> list[set[Port]]:
+        return [ports for ports, _ in self._kernels]
+
+    def __call__(self, addresses: Mapping[str, int], stream: int) -> None:
+        self._on_launch(stream)
+        self.enqueue(slice(None), addresses, stream, early=False)
+
+    def enqueue(self, part: slice, addresses: Mapping[str, int], stream: int, early: bool) -> None:
+        for _, launch in self._kernels[part]:
+            launch(addresses, stream)
+
+
+class NvrtcProgram:
+    """vision, prefill and denoise of `geometry(depth)`. overlaps: whether the last two go side by side."""
+
+    def __init__(self, device: Device, depth: int, overlaps: bool = False) -> None:
         self._cuda: Any = import_module("cuda.bindings.driver")
-        self._device, self._geometry = device, geometry(depth)
+        self._device, self._geometry, self._overlaps = device, geometry(depth), overlaps
         self._module = call(self._cuda, "cuModuleLoadData", compile_kernels())
         self._scratch = device.alloc(HORIZON * self._geometry.action_width * 4)
         self._kernels = {
@@ -118,14 +141,16 @@ class NvrtcProgram:
     def networks(self) -> Collection[str]:
         return COMPONENTS
 
-    def bind(self, network: str, shapes: Mapping[str, tuple[int, ...]], stream: int) -> Launch:
-        work = {"vision": self._vision, "prefill": self._prefill, "denoise": self._denoise}[network]
+    def bind(self, network: str, shapes: Shapes, stream: int) -> Kernels:
+        kernels = {"vision": self._vision, "prefill": self._prefill, "denoise": self._denoise}[network]
+        return Kernels(kernels(shapes), lambda stream: self.on_launch(network, stream))
 
-        def launch(addresses: Mapping[str, int], stream: int) -> None:
-            self.on_launch(network, stream)
-            work(shapes, addresses, stream)
-
-        return launch
+    def bind_overlapped(
+        self, networks: tuple[str, str], shapes: tuple[Shapes, Shapes], stream: int, beside: int
+    ) -> Overlapped | None:
+        first, second = (self.bind(*one, stream) for one in zip(networks, shapes, strict=True))
+        ended = lambda: None  # noqa: E731
+        return Overlapped(self._device, first, second, CACHE, beside, ended) if self._overlaps else None
 
     def close(self) -> None:
         self._device.free(self._scratch)
@@ -141,29 +166,48 @@ class NvrtcProgram:
         function = self._kernels[kernel]
         call(self._cuda, "cuLaunchKernel", function, blocks, 1, 1, 128, 1, 1, 0, stream, arguments, 0)
 
-    def _vision(self, shapes: Mapping[str, Any], at: Mapping[str, int], stream: int) -> None:
+    def _kernel(self, name: str, threads: int, ports: Sequence[str], sizes: Sequence[int]) -> Launch:
+        """What launches one over the ports of these names, or scratch memory."""
+
+        def launch(at: Mapping[str, int], stream: int) -> None:
+            pointers = [at[port] if port else self._scratch for port in ports]
+            self.launch(name, threads, pointers, sizes, stream)
+
+        return launch
+
+    def _vision(self, shapes: Shapes) -> list[tuple[set[Port], Launch]]:
         _, channels, height, width_in = shapes["images"]
         count, width = shapes["image_tokens"]
         sizes = (count, width, channels * height * width_in, count // VIEWS)
-        self.launch("vision", count * width, (at["images"], at["image_tokens"]), sizes, stream)
+        return [(set(), self._kernel("vision", count * width, ("images", "image_tokens"), sizes))]
 
-    def _prefill(self, shapes: Mapping[str, Any], at: Mapping[str, int], stream: int) -> None:
+    def _prefill(self, shapes: Shapes) -> list[tuple[set[Port], Launch]]:
         tokens, width = shapes["image_tokens"]
         depth, prefix, dim = shapes["keys"]
-        names = ("image_tokens", "prompt_embeddings", "prefix_length", "keys", "values")
-        for layer in range(depth):
-            sizes = (tokens, prefix, width, dim, layer)
-            self.launch("prefill", prefix * dim, [at[name] for name in names], sizes, stream)
+        names = ("image_tokens", "prompt_embeddings", "prefix_length", *CACHE)
 
-    def _denoise(self, shapes: Mapping[str, Any], at: Mapping[str, int], stream: int) -> None:
+        def kernel(layer: int) -> Launch:
+            return self._kernel("prefill", prefix * dim, names, (tokens, prefix, width, dim, layer))
+
+        return [(_of_layer(layer), kernel(layer)) for layer in range(depth)]
+
+    def _denoise(self, shapes: Shapes) -> list[tuple[set[Port], Launch]]:
         n = shapes["x"][0] * shapes["x"][1]
         depth, prefix, dim = shapes["keys"]
         modulations = shapes["modulation"][0] * shapes["modulation"][1]
-        self.launch("enter", n, (at["x"], at["modulation"], self._scratch), (n, modulations), stream)
-        read = (at["keys"], at["values"], at["prefix_length"], self._scratch)
-        for layer in range(depth):
-            self.launch("layer", n, read, (n, prefix, dim, layer), stream)
-        self.launch("leave", n, (at["x"], self._scratch, at["dt"], at["x_next"]), (n,), stream)
+        read = (*CACHE, "prefix_length", "")
+        layers = [
+            (_of_layer(layer), self._kernel("layer", n, read, (n, prefix, dim, layer)))
+            for layer in range(depth)
+        ]
+        enter = self._kernel("enter", n, ("x", "modulation", ""), (n, modulations))
+        leave = self._kernel("leave", n, ("x", "", "dt", "x_next"), (n,))
+        return [(set(), enter), *layers, (set(), leave)]
+
+
+def _of_layer(layer: int) -> set[Port]:
+    """Places of the cache; any number that tells layers apart will do."""
+    return {Port(name, layer) for name in CACHE}
 
 
 def compile_kernels() -> bytes:

@@ -54,6 +54,16 @@ def program(device: CountingDevice) -> NvrtcProgram:
 
 @pytest.fixture
 def engine(device: CountingDevice, program: NvrtcProgram) -> Iterator[GraphEngine]:
+    yield from opened(device, program)
+
+
+@pytest.fixture
+def overlapping(device: CountingDevice) -> Iterator[GraphEngine]:
+    """With the first denoise step beside the prompt."""
+    yield from opened(device, NvrtcProgram(device, DEPTH, overlaps=True))
+
+
+def opened(device: CountingDevice, program: NvrtcProgram) -> Iterator[GraphEngine]:
     engine = GraphEngine(device, program, tiny(DEPTH))
     yield engine
     engine.close()
@@ -98,6 +108,19 @@ def test_replay_equals_direct_launches_bit_for_bit(engine: GraphEngine, steps: i
     for seed, actions in enumerate(answers):
         np.testing.assert_array_equal(actions, directly(engine, *example(seed=seed), chosen))
     assert all((a != b).any() for a, b in pairwise(answers))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_step_beside_the_prompt_equals_direct_launches_bit_for_bit(
+    overlapping: GraphEngine, steps: int
+) -> None:
+    chosen = schedule(steps)
+    answers = [overlapping.decide(*example(seed=seed), chosen).actions for seed in range(20)]
+    for seed, actions in enumerate(answers):
+        np.testing.assert_array_equal(actions, directly(overlapping, *example(seed=seed), chosen))
+    assert all((a != b).any() for a, b in pairwise(answers))
+    whole = overlapping.decide(*example(seed=1), chosen).actions
+    np.testing.assert_array_equal(overlapping.denoise(example(seed=1)[1], chosen).actions, whole)
 
 
 def test_replay_allocates_nothing(engine: GraphEngine, device: CountingDevice) -> None:

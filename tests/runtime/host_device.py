@@ -186,6 +186,7 @@ class HostProgram:
     signatures: Mapping[str, Signature]
     bound: list[tuple[str, dict[str, tuple[int, ...]]]] = field(default_factory=list)
     on_launch: Callable[[str], None] = lambda network: None
+    overlaps: bool = False
     closed: bool = False
 
     @property
@@ -217,6 +218,23 @@ class HostProgram:
             for port in ports.outputs:
                 raw = encode(port, shapes[port.name], outputs[port.name])
                 at(addresses[port.name], raw.nbytes)[:] = raw
+
+        return launch
+
+    def bind_overlapped(
+        self,
+        networks: tuple[str, str],
+        shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
+        stream: int,
+        beside: int,
+    ) -> Callable[[Mapping[str, int], int], None] | None:
+        if not self.overlaps:
+            return None
+        bound = [(of, self.bind(network, of, stream)) for network, of in zip(networks, shapes, strict=True)]
+
+        def launch(addresses: Mapping[str, int], stream: int) -> None:
+            for of, one in bound:
+                one({port: addresses[port] for port in of}, stream)
 
         return launch
 

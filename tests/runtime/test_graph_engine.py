@@ -34,6 +34,13 @@ def program(device: HostDevice) -> HostProgram:
 
 
 @pytest.fixture
+def overlapping(device: HostDevice, program: HostProgram) -> GraphEngine:
+    """With the first denoise step beside the prompt."""
+    program.overlaps = True
+    return GraphEngine(device, program, SIGNATURES)
+
+
+@pytest.fixture
 def engine(device: HostDevice, program: HostProgram) -> Iterator[GraphEngine]:
     engine = GraphEngine(device, program, SIGNATURES)
     yield engine
@@ -62,6 +69,36 @@ def test_decision_is_that_of_the_functions(engine: GraphEngine, steps: int) -> N
         np.testing.assert_array_equal(decision.actions, expected_actions(seed, steps))
         assert decision.actions.dtype == np.float32
         assert list(decision.milliseconds) == ["decision"] and decision.milliseconds["decision"] > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_a_step_beside_the_prompt_is_the_first(
+    overlapping: GraphEngine, device: HostDevice, program: HostProgram, steps: int
+) -> None:
+    launched: list[str] = []
+    for seed in (0, 1):
+        actions = overlapping.decide(*example(seed=seed), schedule(steps)).actions
+        np.testing.assert_array_equal(actions, expected_actions(seed, steps))
+    again = overlapping.denoise(example(seed=1)[1], schedule(steps)).actions
+    np.testing.assert_array_equal(again, actions)
+    # Of the images, of the prompt and the first step, of the others, and of all steps for a controller.
+    assert device.calls["instantiate"] == 4
+    program.on_launch = launched.append
+    overlapping.decide(*example(7), schedule(steps))
+    assert launched == [*["prefill", "denoise"] * 2, *["denoise"] * 2 * (steps - 1)]
+
+
+def test_graphs_of_a_step_beside_the_prompt(overlapping: GraphEngine, device: HostDevice) -> None:
+    # One of the images, and two a bucket and step count, whose modulations are in both.
+    for prompt, steps, graphs in ((5, 2, 3), (7, 2, 5), (5, 3, 7), (7, 2, 7), (5, 2, 7)):
+        actions = overlapping.decide(*example(prompt, 3), schedule(steps)).actions
+        np.testing.assert_array_equal(actions, expected_actions(3, steps, prompt))
+        assert device.calls["instantiate"] == graphs
+    chosen = schedule(2)
+    overlapping.decide(*example(), chosen)
+    device.calls.clear()
+    overlapping.decide(*example(), chosen)
+    assert device.calls == {"activate": 1, "upload": 1, "follow": 1, "launch": 3, "synchronize": 1}
 
 
 def test_a_shorter_prompt_leaves_nothing_of_the_longer_one_before(

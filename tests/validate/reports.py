@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from validate.benchmark.results import (
+    OVERLAPPED,
     SCHEMA,
     Device,
     Floor,
@@ -41,10 +42,11 @@ def one(ms: float):
 
 def steps(n: int) -> Steps:
     alone = {"vision": one(0.5), "prefill": one(2.0), "denoise": one(0.25 * n)}
+    alone[OVERLAPPED] = one(2.125)
     samples = [3.0 + 0.25 * n + 0.001 * i for i in range(100)]
     total = summarize(samples, 300)
     inside = {"preprocess": one(0.125), "decision": one(2.9 + 0.25 * n)}
-    rest = total.median_ms - 2.5 - 0.25 * n
+    rest = total.median_ms - 0.5 - 2.125 - 0.25 * (n - 1)
     return Steps(
         n, total, tuple(samples), inside, alone, rest, 2.0 + 0.1 * n, total.median_ms / (2 + 0.1 * n)
     )

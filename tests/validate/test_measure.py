@@ -21,7 +21,7 @@ from validate.benchmark import measure as module
 from validate.benchmark.floors import CHIPS, cost
 from validate.benchmark.loading import describe, load_policy
 from validate.benchmark.measure import Calls, Subject, measure, time_calls
-from validate.benchmark.results import Run
+from validate.benchmark.results import OVERLAPPED, Run
 
 H100 = CHIPS[0]
 
@@ -44,7 +44,12 @@ def test_a_seeded_engine_passes_its_gate_and_is_timed(measured: Run) -> None:
     )
     assert (run.shape.views, run.shape.prefix, run.shape.prompt, run.shape.horizon) == (2, 16, 8, 4)
     (steps,) = run.steps
-    assert steps.alone.keys() == {"vision", "prefill", "denoise"} and len(steps.samples_ms) == 1
+    networks = {"vision", "prefill", "denoise"}
+    assert steps.alone.keys() == {*networks, OVERLAPPED} and len(steps.samples_ms) == 1
+    assert steps.parts.keys() == steps.added.keys() == networks
+    # The only step goes beside prefill.
+    both = steps.alone["vision"].median_ms + steps.alone[OVERLAPPED].median_ms
+    assert steps.rest_ms == pytest.approx(steps.total.median_ms - both)
     assert steps.inside.keys() == {"preprocess", "decision"}
     row = run.seed["1_steps"]
     assert row.e2e_total_ms == steps.total.median_ms and row.vision_ms == steps.alone["vision"].median_ms

@@ -9,8 +9,19 @@ import pytest
 
 from pi05_runtime.engines.frames import View
 from pi05_runtime.interface import Convention
-from tests.runtime.host_device import SIGNATURES, SPLIT, VIEWS, HostDevice, HostProgram, at, example, schedule
+from tests.runtime.host_device import (
+    HORIZON,
+    SIGNATURES,
+    SPLIT,
+    VIEWS,
+    HostDevice,
+    HostProgram,
+    at,
+    example,
+    schedule,
+)
 from validate.benchmark.networks import Networks
+from validate.benchmark.results import OVERLAPPED
 
 SIZE = 4
 
@@ -45,6 +56,12 @@ def device() -> HostDevice:
 
 @pytest.fixture(params=[HostProgram, StagingProgram])
 def networks(device: HostDevice, request: pytest.FixtureRequest) -> Iterator[Networks]:
+    with ExitStack() as held:
+        yield opened(request.param(device, SPLIT, SIGNATURES), held)
+    assert device.leaks == 0
+
+
+def opened(program: HostProgram, held: ExitStack) -> Networks:
     inputs, noise = example()
     arrays: dict[str, Any] = {
         "images": inputs.images,
@@ -53,10 +70,7 @@ def networks(device: HostDevice, request: pytest.FixtureRequest) -> Iterator[Net
         "x": noise,
     }
     frames = [np.full((SIZE, SIZE, 3), 51 * (i + 1), np.uint8) for i in range(VIEWS)]
-    program = request.param(device, SPLIT, SIGNATURES)
-    with ExitStack() as held:
-        yield Networks(device, program, SIGNATURES, arrays, frames, schedule, held)
-    assert device.leaks == 0
+    return Networks(program.device, program, SIGNATURES, arrays, frames, schedule, held)
 
 
 def test_copies_bring_all_that_a_decision_is_given(networks: Networks, device: HostDevice) -> None:
@@ -101,3 +115,17 @@ def test_a_replay_is_one_launch(networks: Networks, device: HostDevice) -> None:
     assert device.calls - before == {"launch": 3, "synchronize": 3}
     again = networks.replays(1)
     assert launched[5:] == ["denoise"] and again.keys() == replays.keys()
+
+
+def test_prefill_and_a_step_are_replayed_as_one(device: HostDevice) -> None:
+    with ExitStack() as held:
+        networks = opened(HostProgram(device, SPLIT, SIGNATURES, overlaps=True), held)
+        replays = networks.replays(2)
+        assert list(replays) == ["vision", "prefill", "denoise", OVERLAPPED]
+        made = at(networks.addresses("denoise")["x_next"], HORIZON * 2 * 4).view(np.float32)
+        expected = made.copy()
+        made[:] = 0
+        before = device.calls.copy()
+        replays[OVERLAPPED]()
+        assert device.calls - before == {"launch": 1, "synchronize": 1}
+        np.testing.assert_array_equal(made, expected)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.validate.reports import report
-from validate.benchmark.results import FILE, BenchmarkError, read_report, summarize, write_report
+from tests.validate.reports import report, steps
+from validate.benchmark.results import FILE, OVERLAPPED, BenchmarkError, read_report, summarize, write_report
 
 
 def test_a_hundred_and_one_samples() -> None:
@@ -49,3 +49,11 @@ def test_a_file_of_another_schema_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(BenchmarkError, match="missing required field"):
         read_report(tmp_path / FILE)
+
+
+def test_a_step_beside_prefill_adds_what_that_takes_longer() -> None:
+    assert steps(1).parts == {"vision": 0.5, "prefill": 2.0, "denoise": 0.25}
+    assert steps(1).added == {"vision": 0.5, "prefill": 2.0, "denoise": 0.125}
+    assert steps(10).added["denoise"] == pytest.approx(0.125 + 9 * 0.25)
+    apart = {name: t for name, t in steps(10).alone.items() if name != OVERLAPPED}
+    assert replace(steps(10), alone=apart).added["denoise"] == 2.5

@@ -202,18 +202,18 @@ def _finished(
         networks = alone.get(n, {})
         found = [floor[0] * (n if c == "denoise" else 1) for c, floor in least.items() if floor]
         floor = sum(found) if len(found) == len(least) else None
-        steps.append(
-            Steps(
-                steps=n,
-                total=total,
-                samples_ms=tuple(round(s, SAMPLE_DIGITS) for s in samples),
-                inside=inside,
-                alone=networks,
-                rest_ms=total.median_ms - sum(t.median_ms for t in networks.values()) if networks else None,
-                floor_ms=floor,
-                distance=total.median_ms / floor if floor else None,
-            )
+        one = Steps(
+            steps=n,
+            total=total,
+            samples_ms=tuple(round(s, SAMPLE_DIGITS) for s in samples),
+            inside=inside,
+            alone=networks,
+            rest_ms=None,
+            floor_ms=floor,
+            distance=total.median_ms / floor if floor else None,
         )
+        rest = total.median_ms - sum(one.added.values()) if networks else None
+        steps.append(replace(one, rest_ms=rest))
     floors: dict[str, Floor] = {}
     for component, counted in costs.items():
         floor = least[component]

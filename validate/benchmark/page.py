@@ -36,11 +36,11 @@ svg .title { font-weight: 600 } svg .value { font-weight: 600 } svg .small { fon
 METHOD = """
 <p>A total is the wall-clock time of one call of <code>Policy.infer</code>. <em>Within it</em> is what the
 policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for by
-itself, denoise with all its steps. What the total has beyond the sum of the networks is staging, copies and
-launching: <em>images</em> is bringing these to the device and, where it resizes them, that too,
-<em>prompt</em> bringing all else, and actions back. A run of a kernel plan ends where a decision's actions
-are not those of the first. A peer starts from preprocessed images and token ids on the host and ends with
-normalised actions there.</p>
+itself, denoise with all its steps. Kernel plans take the first denoise step beside prefill, and columns show
+of denoise what it adds. What the total has beyond the networks is staging, copies and launching:
+<em>images</em> is bringing these to the device and, where it resizes them, that too, <em>prompt</em> bringing
+all else, and actions back. A run of a kernel plan ends where a decision's actions are not those of the first.
+A peer starts from preprocessed images and token ids on the host and ends with normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
@@ -206,7 +206,7 @@ def _launches(run: Run) -> str:
         for la in found
     ]
     last = max(run.steps, key=lambda s: s.steps)
-    ms, alone = f"ms, N = {last.steps}", sum(t.median_ms for t in last.alone.values())
+    ms, alone = f"ms, N = {last.steps}", sum(last.parts.values())
     heads = ("launch", "kernel", "a pass", "us each", ms, "share", "", "floor us", "bound by", "over floor")
     told = (
         f"Each row is timed by itself, reading its weights from memory. The rows sum to "

@@ -70,8 +70,8 @@ def ticks(largest: float, most: int = 5) -> list[float]:
 
 
 def stack(steps: Steps) -> dict[str, float]:
-    """What a column is made of: medians of the parts, and what the total has beyond them."""
-    parts = dict(steps.parts)
+    """What a column is made of: what each part adds, and what the total has beyond them."""
+    parts = steps.added
     if not steps.alone:
         parts = {n: t.median_ms for n, t in steps.inside.items()}
     return parts | {"rest": max(steps.total.median_ms - sum(parts.values()), 0)}

@@ -47,12 +47,16 @@ class SeedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hz: float
 
 
+OVERLAPPED = "prefill and a step"
+"""Prefill with the first denoise step beside it."""
+
+
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step count. total: from uint8 images on the host to actions in the robot's units on the host.
     samples_ms: of `total`, in the order in which they were taken. inside: what the policy itself times within
-    these very decisions. alone: on a GPU, the graph of each network by itself, `denoise` with all its steps.
-    rest_ms: the median total less the medians of `alone`. floor_ms: of the decision; distance: the median
-    total over it."""
+    these very decisions. alone: on a GPU, the graph of each network by itself, `denoise` with all its steps;
+    and OVERLAPPED where a decision has that. rest_ms: the median total less what is `added`. floor_ms: of the
+    decision; distance: the median total over it."""
 
     steps: int
     total: Timing
@@ -67,7 +71,18 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def parts(self) -> dict[str, float]:
         """Component -> median, from the networks alone where those were measured."""
         source = self.alone or self.inside
-        return {name: t.median_ms for name, t in source.items() if name not in ("preprocess", "decision")}
+        no_network = ("preprocess", "decision", OVERLAPPED)
+        return {name: t.median_ms for name, t in source.items() if name not in no_network}
+
+    @property
+    def added(self) -> dict[str, float]:
+        """Component -> what a decision takes for it: `parts`, but where the first denoise step goes beside
+        prefill, of denoise what that takes longer for it, and the other steps."""
+        parts = self.parts
+        if OVERLAPPED in self.alone:
+            longer = self.alone[OVERLAPPED].median_ms - parts["prefill"]
+            parts["denoise"] = longer + parts["denoise"] * (self.steps - 1) / self.steps
+        return parts
 
 
 class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

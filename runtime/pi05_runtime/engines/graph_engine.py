@@ -2,7 +2,8 @@
 
 A `Program` knows how to launch a network and nothing of decisions; this module knows decisions and nothing of
 what a network is. A decision is three CUDA graphs, one behind the other with one wait at the end: of the
-images, of the prompt, and of the denoise steps, which a controller may also ask for alone. While the device
+images, of the prompt, with the first denoise step beside it where the program can, and of the denoise steps
+that are left. All denoise steps alone, which a controller may ask for, are a graph too. While the device
 looks at the images, the host reads the prompt and launches the longer graphs. Frame sizes, prompt buckets and
 step counts are met as they come: the first decision of each allocates, warms up and captures, all later ones
 replay.
@@ -47,18 +48,20 @@ class GraphEngine:
         self._buckets: dict[int, Bucket] = {}
         self._tables: dict[int, Table] = {}
         self._launches: dict[tuple[str, tuple[tuple[int, ...], ...]], Launch] = {}
+        self._overlapped: dict[int, Launch | None] = {}
         self._graphs: dict[tuple[str, Hashable], Graph] = {}
         self._apart_s = 0.0
         self._resident: Bucket | None = None
         self._closed = False
         self._held = ExitStack()
         self._held.callback(device.close)
-        self._stream, self._copies = device.create_stream(), device.create_stream()
+        self._stream, self._beside = device.create_stream(), device.create_stream()
         self._held.callback(device.destroy_stream, self._stream)
-        self._held.callback(device.destroy_stream, self._copies)
+        self._held.callback(device.destroy_stream, self._beside)
         self._held.callback(program.close)
         # A launch may hold memory of its program.
         self._held.callback(self._launches.clear)
+        self._held.callback(self._overlapped.clear)
         self._memory = Memory(device, signatures, self._stream, self._held)
 
     @property
@@ -97,8 +100,8 @@ class GraphEngine:
         start = self._now()
         try:
             self._launch_images(images, inputs)
-            bucket = self._launch_prompt(images, inputs.prompt, noise)
-            actions = self._denoised(bucket, table)
+            bucket, done = self._launch_prompt(images, inputs.prompt, noise, table)
+            actions = self._denoised(bucket, table, done)
         except BaseException:
             self._settle()
             raise
@@ -116,7 +119,7 @@ class GraphEngine:
         try:
             self._stage(bucket, "x", noise)
             self._device.upload(bucket.addresses["x"], bucket.given.pinned["x"], self._stream)
-            actions = self._denoised(bucket, table)
+            actions = self._denoised(bucket, table, 0)
         except BaseException:
             self._settle()
             raise
@@ -146,23 +149,33 @@ class GraphEngine:
         work = partial(self._enqueue_images, images, frames)
         self._graph("images", sizes, work).launch(self._stream)
 
-    def _launch_prompt(self, images: Images, prompt: Prompt, noise: Floats) -> Bucket:
+    def _launch_prompt(
+        self, images: Images, prompt: Prompt, noise: Floats, table: Table
+    ) -> tuple[Bucket, int]:
+        """And how many denoise steps were launched with it."""
         bucket = self._once(self._buckets, prompt.bucket, partial(self._memory.bucket, prompt.bucket))
         bucket.stage_prompt(prompt)
         self._stage(bucket, "prefix_length", np.asarray(prompt.prefix_length))
         self._stage(bucket, "x", noise)
         # Not behind the images, so that it has arrived when these have been looked at.
-        bucket.given.upload(self._copies)
-        self._device.follow(self._stream, self._copies)
-        work = partial(self._enqueue_prompt, images, bucket)
-        self._graph("prompt bucket", bucket.prompt, work).launch(self._stream)
-        return bucket
-
-    def _denoised(self, bucket: Bucket, table: Table) -> Floats:
-        """The actions, once all that was launched has ended."""
-        work = partial(self._enqueue_steps, bucket, table)
+        bucket.given.upload(self._beside)
+        self._device.follow(self._stream, self._beside)
+        overlapped = self._once(self._overlapped, bucket.prompt, partial(self._overlap, bucket.prompt))
+        if overlapped is None:
+            work = partial(self._enqueue_prompt, images, bucket)
+            self._graph("prompt bucket", bucket.prompt, work).launch(self._stream)
+            return bucket, 0
+        addresses = images.addresses | bucket.addresses | _step(bucket, table, 0)
         key = (bucket.prompt, table.schedule.steps)
-        self._graph("prompt bucket and denoise steps", key, work).launch(self._stream)
+        work = partial(overlapped, addresses)
+        self._graph("prompt bucket and the first of denoise steps", key, work).launch(self._stream)
+        return bucket, 1
+
+    def _denoised(self, bucket: Bucket, table: Table, done: int) -> Floats:
+        """The actions, once all that was launched has ended. done: steps of that."""
+        work = partial(self._enqueue_steps, bucket, table, done)
+        key = (bucket.prompt, table.schedule.steps, done)
+        self._graph("prompt bucket, denoise steps and those before", key, work).launch(self._stream)
         self._device.synchronize(self._stream)
         return decode(self._memory.ports["x"], self._memory.shape("x", 0), bucket.actions)
 
@@ -177,14 +190,10 @@ class GraphEngine:
     def _enqueue_prompt(self, images: Images, bucket: Bucket, stream: int) -> None:
         self._enqueue(self._of_prompt, bucket.prompt, images.addresses | bucket.addresses, stream)
 
-    def _enqueue_steps(self, bucket: Bucket, table: Table, stream: int) -> None:
-        x, x_next, other = bucket.addresses["x"], bucket.addresses["x_next"], bucket.other
-        for step in range(table.schedule.steps):
-            modulation = table.modulation + step * table.stride
-            own = {"x": x, "x_next": x_next, "modulation": modulation, "dt": table.dt}
-            self._enqueue("denoise", bucket.prompt, bucket.addresses | own, stream)
-            x, x_next, other = x_next, other, x_next
-        self._device.download(bucket.actions, x, stream)
+    def _enqueue_steps(self, bucket: Bucket, table: Table, done: int, stream: int) -> None:
+        for step in range(done, table.schedule.steps):
+            self._enqueue("denoise", bucket.prompt, bucket.addresses | _step(bucket, table, step), stream)
+        self._device.download(bucket.actions, bucket.x_after(table.schedule.steps), stream)
 
     def _enqueue(self, network: str, prompt: int, addresses: Mapping[str, int], stream: int) -> None:
         shapes = self._memory.shapes(network, prompt)
@@ -193,6 +202,12 @@ class GraphEngine:
     def _launch(self, network: str, shapes: Shapes) -> Launch:
         make = partial(self._program.bind, network, shapes, self._stream)
         return self._once(self._launches, (network, tuple(shapes.values())), make)
+
+    def _overlap(self, prompt: int) -> Launch | None:
+        """The prompt's network and the first denoise step."""
+        networks = (self._of_prompt, "denoise")
+        shapes = (self._memory.shapes(networks[0], prompt), self._memory.shapes(networks[1], prompt))
+        return self._program.bind_overlapped(networks, shapes, self._stream, self._beside)
 
     def _table(self, schedule: Schedule) -> Table:
         """Filled with this very schedule."""
@@ -238,6 +253,12 @@ class GraphEngine:
 
     def _settle(self) -> None:
         """Waits after an error for all that was enqueued: the next decision writes what it reads."""
-        for stream in (self._copies, self._stream):
+        for stream in (self._beside, self._stream):
             with suppress(EngineError):
                 self._device.synchronize(stream)
+
+
+def _step(bucket: Bucket, table: Table, step: int) -> dict[str, int]:
+    """Addresses that a denoise step has for itself."""
+    x, x_next = bucket.x_after(step), bucket.x_after(step + 1)
+    return {"x": x, "x_next": x_next, "modulation": table.modulation + step * table.stride, "dt": table.dt}

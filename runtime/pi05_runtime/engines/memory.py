@@ -31,16 +31,22 @@ class Images:
 
 @dataclass
 class Bucket:
-    """given: what comes from the host. actions: pinned memory. addresses: of GIVEN and MADE. other: as large
-    as `x_next`, to take turns with it, so that `x` stays what was given. filled: tokens of the prompt there,
-    beyond which it is zero."""
+    """given: what comes from the host. actions: pinned memory. addresses: of GIVEN and MADE. turns: as large
+    as `x`, for what denoise steps beyond the first make. filled: tokens of the prompt there, beyond which it
+    is zero."""
 
     prompt: int
     given: Block
     actions: Bytes
     addresses: dict[str, int]
-    other: int
+    turns: tuple[int, int]
     filled: int
+
+    def x_after(self, steps: int) -> int:
+        """The address of `x` after so many denoise steps. Graphs begin from what was given or from what the
+        first step made, which no later step writes: a graph can be launched twice."""
+        first = (self.addresses["x"], self.addresses["x_next"])
+        return first[steps] if steps < len(first) else self.turns[steps % 2]
 
     def stage_prompt(self, prompt: Prompt) -> None:
         rows, tokens = self.given.pinned["prompt_embeddings"].view(np.uint16), len(prompt.token_ids)
@@ -105,10 +111,10 @@ class Memory:
             sizes = {name: self._size(name, prompt) for name in GIVEN}
             given = Block(self._device, sizes, partial(self.alloc, held), held)
             made = {name: self.alloc(held, self._size(name, prompt)) for name in MADE}
-            other = self.alloc(held, self._size("x", prompt))
+            turns = (self.alloc(held, self._size("x", prompt)), self.alloc(held, self._size("x", prompt)))
             actions = self._alloc_host(held, self._size("x", prompt))
             self._held.callback(held.pop_all().close)
-        return Bucket(prompt, given, actions, given.addresses | made, other, prompt)
+        return Bucket(prompt, given, actions, given.addresses | made, turns, prompt)
 
     def table(self, schedule: Schedule) -> Table:
         stride = -(-self._size("modulation", 0) // ALIGNMENT) * ALIGNMENT

@@ -1,8 +1,7 @@
 """Kernel plans as networks that can be launched: code and weights on the device, and a list to go through.
 
-All plans share one arena, because the one stream that they are launched on runs them one after another. A
-network's launches overlap with each other, and so do its passes, but not with those of another network: what
-that one wrote may be read ahead.
+A network's launches overlap with each other, and so do its passes. With those of another network they do not,
+so that what that one wrote may be read ahead, unless the two are bound as one (overlap.py).
 """
 
 import ctypes
@@ -16,6 +15,7 @@ import numpy as np
 
 from pi05_runtime.engines.driver import Device, compute_capability
 from pi05_runtime.engines.frames import View
+from pi05_runtime.engines.overlap import Overlapped
 from pi05_runtime.engines.program import Shapes
 from pi05_runtime.errors import EngineError
 from pi05_runtime.geometry import Signature
@@ -56,7 +56,7 @@ class PlanProgram:
 
         Errors: EngineError for a file that is not that network's plan, or another chip's.
         """
-        self._device, self._choices = device, choices
+        self._device, self._signatures, self._choices = device, signatures, choices
         self._turn = _Turn()
         self._held = ExitStack()
         self._plans: dict[str, _Loaded] = {}
@@ -65,10 +65,6 @@ class PlanProgram:
                 file = read_plan(path)
                 _check(file, network, signatures[network])
                 self._plans[network] = _Loaded(file, device, held)
-            arena = max((s.arena for p in self._plans.values() for s in p.plan.shaped), default=0)
-            # An allocation of nothing is refused.
-            self._arena = device.alloc(max(arena, 1))
-            held.callback(device.free, self._arena)
             self._held = held.pop_all()
 
     @property
@@ -96,6 +92,14 @@ class PlanProgram:
             "expected; use a prompt bucket of the bundle's manifest"
         )
 
+    def bind_overlapped(
+        self, networks: tuple[str, str], shapes: tuple[Shapes, Shapes], stream: int, beside: int
+    ) -> Overlapped:
+        """Errors: as `bind`."""
+        first, second = (self.bind(*one, stream) for one in zip(networks, shapes, strict=True))
+        written = {port.name for port in self._signatures[networks[0]].outputs}
+        return Overlapped(self._device, first, second, written, beside, self._turn.end)
+
     def bind_variants(self, network: str, shaped: Shaped, chosen: Mapping[str, int]) -> "PlanLaunch":
         """The network with these variants of groups of launches, and the first of all others."""
         loaded = self._plans[network]
@@ -110,7 +114,7 @@ class PlanProgram:
         return self._bind(self._plans[network], [(la, variant) for la in launches])
 
     def _bind(self, loaded: "_Loaded", chosen: Sequence[tuple[Launch, int]]) -> "PlanLaunch":
-        steps = [_Step(self._device, loaded, la, choice, self._arena) for la, choice in chosen]
+        steps = [_Step(self._device, loaded, la, choice) for la, choice in chosen]
         return PlanLaunch(self._device, steps, loaded.plan.component, self._turn)
 
     def close(self) -> None:
@@ -129,6 +133,10 @@ class _Turn:
         again, self._last = network == self._last, network
         return again
 
+    def end(self) -> None:
+        """The next network comes after another, whichever it is."""
+        self._last = ""
+
 
 class PlanLaunch:
     """Launches at fixed shapes. Their arguments are made once, but for the addresses of ports."""
@@ -139,9 +147,17 @@ class PlanLaunch:
     def __len__(self) -> int:
         return len(self._steps)
 
+    @property
+    def ports(self) -> list[set[Port]]:
+        """Of each launch, those it reads or writes."""
+        return [{port for _, port in step.ports} for step in self._steps]
+
     def __call__(self, addresses: Mapping[str, int], stream: int) -> None:
-        early = self._turn.take(self._network)
-        for step in self._steps:
+        self.enqueue(slice(None), addresses, stream, self._turn.take(self._network))
+
+    def enqueue(self, part: slice, addresses: Mapping[str, int], stream: int, early: bool) -> None:
+        """Some of the launches. early: whether the first of them may come as the driver has it."""
+        for step in self._steps[part]:
             for index, port in step.ports:
                 step.values[index] = addresses[port.name] + port.offset
             for index, port, tiled in step.tiled_ports:
@@ -189,7 +205,7 @@ class PlanStager:
 class _Step:
     """One launch, as the driver takes it."""
 
-    def __init__(self, device: Device, loaded: "_Loaded", launch: Launch, choice: int, arena: int) -> None:
+    def __init__(self, device: Device, loaded: "_Loaded", launch: Launch, choice: int) -> None:
         """Errors: EngineError for a choice that the launch does not have."""
         if not 0 <= choice < len(launch.variants):
             raise EngineError(
@@ -204,7 +220,7 @@ class _Step:
         self.ports: list[tuple[int, Port]] = []
         self.tiled_ports: list[tuple[int, Port, Tiled]] = []
         types: list[Any] = []
-        fixed = [loaded.locate(argument, arena) for argument in launch.arguments]
+        fixed = [loaded.locate(argument) for argument in launch.arguments]
         for tiled in variant.tiled:
             match launch.arguments[tiled.argument]:
                 case Port() as port:
@@ -240,6 +256,9 @@ class _Loaded:
         data = np.memmap(file.path, np.uint8, "r", file.start, (file.size,))
         self.address = device.alloc(file.size)
         held.callback(device.free, self.address)
+        # An allocation of nothing is refused.
+        self._arena = device.alloc(max((s.arena for s in file.plan.shaped), default=0) or 1)
+        held.callback(device.free, self._arena)
         stream = device.create_stream()
         held.callback(device.destroy_stream, stream)
         device.upload(self.address, data, stream)
@@ -253,13 +272,13 @@ class _Loaded:
             self.kernels.append(device.find_kernel(modules[kernel.image], kernel.entry, kernel.shared))
         device.synchronize(stream)
 
-    def locate(self, argument: Argument, arena: int) -> int:
+    def locate(self, argument: Argument) -> int:
         """The address of what is always at the same place, 0 for all else."""
         match argument:
             case Weight(name):
                 return self.address + self.places[name][0]
             case Scratch(offset):
-                return arena + offset
+                return self._arena + offset
             case _:
                 return 0
 

@@ -30,6 +30,17 @@ class Program(Protocol):
         """
         ...
 
+    def bind_overlapped(
+        self, networks: tuple[str, str], shapes: tuple[Shapes, Shapes], stream: int, beside: int
+    ) -> Launch | None:
+        """Two networks as one launch on `stream`, over the ports of both: the second goes beside the first on
+        a stream of its own, as soon as what it reads of it is there. None from a program whose networks can
+        only follow each other.
+
+        Errors: EngineError, as `bind`.
+        """
+        ...
+
     @property
     def stager(self) -> Stager | None:
         """What brings camera frames into the model's square, if it can."""

@@ -90,6 +90,12 @@ class TensorRTProgram:
         """TensorRT has no part in what comes before its engines."""
         return None
 
+    def bind_overlapped(
+        self, networks: tuple[str, str], shapes: tuple[Shapes, Shapes], stream: int, beside: int
+    ) -> None:
+        """An engine gives its results when it has ended."""
+        return None
+
     def bind(self, network: str, shapes: Shapes, stream: int) -> "TensorRTLaunch":
         """An execution context at these shapes. Errors: EngineError if no optimisation profile has them."""
         if network not in self._engines:
