@@ -84,12 +84,11 @@ class Tiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One way to compute a launch. kernel: index into the plan's kernels. tiled: what it gets before the
-    launch's own arguments. early: whether its blocks may come before the previous launch has ended."""
+    launch's own arguments."""
 
     kernel: int
     grid: tuple[int, int, int]
     tiled: tuple[Tiled, ...] = ()
-    early: bool = True
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

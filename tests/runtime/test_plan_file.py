@@ -231,16 +231,6 @@ def test_a_weight_that_is_misplaced(tmp_path: Path) -> None:
         read_plan(save(tmp_path, tensors=tensors))
 
 
-def test_a_variant_that_may_not_come_early_does_not(tmp_path: Path) -> None:
-    device = LaunchingDevice()
-    waits = replace(LAUNCH, variants=(Variant(0, (3, 2, 1), early=False),))
-    plan = replace(PLAN, shaped=(Shaped(SHAPES, (LAUNCH, waits, LAUNCH), 320),))
-    program = PlanProgram({"vision": save(tmp_path, plan)}, SIGNATURES, device)
-    program.bind("vision", SHAPES, 5)({port: 1 << 20 for port in PORTS}, stream=5)
-    assert [early for *_, early in device.launched] == [False, False, True]
-    program.close()
-
-
 def test_only_launches_of_one_network_overlap(tmp_path: Path) -> None:
     # What another network wrote may be read ahead (kernels/order.py).
     device = LaunchingDevice()

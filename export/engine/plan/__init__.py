@@ -148,7 +148,7 @@ def _variants(
     call: Call, places: Mapping[Specialization, int], compiled: Mapping[Specialization, Binary | Refused]
 ) -> tuple[Variant, ...]:
     good = [v for v in call.variants if v.wanted in places]
-    found = tuple(Variant(places[v.wanted], v.grid, v.tiled, v.early) for v in good)
+    found = tuple(Variant(places[v.wanted], v.grid, v.tiled) for v in good)
     if not found:
         reasons = [r.reason for v in call.variants if isinstance(r := compiled[v.wanted], Refused)]
         raise EngineError(

@@ -70,13 +70,12 @@ class Tiling:
 @dataclass(frozen=True)
 class Way:
     """A kernel for a launch, a Triton function, and how it may be cut. tiled: its first arguments, if it gets
-    operands by tiles. early: whether its blocks may come before the previous launch has ended."""
+    operands by tiles."""
 
     kernel: Any
     tiles: Sequence[Tiles]
     grid: Callable[[Tiles], tuple[int, ...]]
     tiled: Callable[[Tiles], Mapping[str, Tiling]] = lambda _: {}
-    early: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Candidate:
     wanted: Specialization
     grid: tuple[int, int, int]
     tiled: tuple[Tiled, ...]
-    early: bool
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _candidate(
         way.kernel.fn.__name__, signature, values, choice.warps, choice.stages, choice.registers
     )
     x, y, z = (*way.grid(choice), 1, 1)[:3]
-    return Candidate(wanted, (x, y, z), tuple(tiled), way.early)
+    return Candidate(wanted, (x, y, z), tuple(tiled))
 
 
 def _argument(operand: Value | int | float, places: Mapping[int, Scratch]) -> Argument:

@@ -144,9 +144,6 @@ def _pingpong(rows: int, keys: int, dim: int) -> Way:
             "v_tiles": Tiling("v", keys, dim, t["BN"], dim),
             "out_tiles": Tiling("out", rows, dim, t["BM"], dim // 2),
         },
-        # Blocks that came early were wrong now and then, before either group had barriers of its own; whether
-        # they still are is to be seen on a GPU (docs/plans.md).
-        early=False,
     )
 
 

@@ -165,7 +165,7 @@ class PlanLaunch:
                 step.values[index] = self._device.describe_tiles(address, tiled)
             arguments = (tuple(step.values), step.types)
             self._device.launch_kernel(
-                step.kernel, step.grid, step.threads, step.shared, arguments, stream, early and step.early
+                step.kernel, step.grid, step.threads, step.shared, arguments, stream, early
             )
             early = True
 
@@ -214,7 +214,7 @@ class _Step:
             )
         variant = launch.variants[choice]
         kernel = loaded.plan.kernels[variant.kernel]
-        self.kernel, self.grid, self.early = loaded.kernels[variant.kernel], variant.grid, variant.early
+        self.kernel, self.grid = loaded.kernels[variant.kernel], variant.grid
         self.threads, self.shared = kernel.threads, kernel.shared
         self.values: list[Any] = []
         self.ports: list[tuple[int, Port]] = []
