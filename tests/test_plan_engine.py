@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 
 from export.engine.plan import measured
 from export.engine.plan.arena import Life, place
-from export.engine.plan.measured import Entry, Table
+from export.engine.plan.measured import Entry
 from export.engine.plan.tiles import (
     best_splits,
     matmul_tiles,
@@ -23,7 +22,7 @@ from export.engine.plan.tiles import (
     tall_tiles,
     tiles,
 )
-from export.kernels.compile import KERNELS, Binary, Chip, Specialization, written_after_waiting
+from export.kernels.compile import Binary, Chip, Specialization, written_after_waiting
 from pi05_runtime.plan import ALIGNMENT, read_plan
 from tests.pipeline import change_params, run_stage
 
@@ -177,10 +176,3 @@ def test_what_a_chip_was_measured_to_like_comes_first(monkeypatch: pytest.Monkey
     # All rows of an action chunk are in one tile, however many they are.
     higher = [tiles(4, 3, BM=128, BN=n, GROUP=8) for n in (16, 32, 64)]
     assert measured.best_first(90, "matmul", 600, higher)[0] == higher[2]
-
-
-def test_the_tables_are_of_launches_that_there_are() -> None:
-    for path in measured.TABLES.glob("sm*.json"):
-        table = msgspec.json.decode(path.read_bytes(), type=Table)
-        assert table.gpu and len({(e.launch, e.rows) for e in table.entries}) == len(table.entries)
-        assert all(e.launch.split()[0] in KERNELS for e in table.entries)

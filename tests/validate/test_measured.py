@@ -1,20 +1,25 @@
 """What was tuned on a device, as the table that plans for its chip begin with."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from export.engine.plan import measured
+from export.engine.plan import Described, measured
 from export.engine.plan.builder import Call
-from export.engine.plan.measured import Table
+from export.engine.plan.measured import Entry, Table, shape
+from export.kernels.compile import Chip
 from pi05_runtime.engines.tuning import Network
+from pi05_runtime.geometry import PI05, Geometry
 from pi05_runtime.plan import read_plan
+from pi05_runtime.targets import Recipe
 from pi05_runtime.tuned import Tuned
 from tests.kernels.interpreting_device import stand_ins
 from tests.validate.conftest import CHIP, PROFILE, TARGET, TINY
 from validate.benchmark import kernels, seeded
 from validate.benchmark.measured import FILE, chosen, write_table
+from validate.benchmark.profiles import PROFILES, Profile
 
 
 def test_the_slowest_first_becomes_the_fastest(
@@ -33,11 +38,43 @@ def test_the_slowest_first_becomes_the_fastest(
     table = msgspec.json.decode((tmp_path / FILE).read_bytes(), type=Table)
     assert table.gpu == "a GPU" and len(table.entries) == len(entries)
     monkeypatch.setattr(measured, "_entries", lambda chip: table.entries)
-    modules = seeded.components(
-        seeded.seeded_weights(TINY, "meta"), TINY, seeded.interface_of(PROFILE, TINY), "meta"
-    )
-    ranges = {c: dict.fromkeys(seeded.quantizable(m), 1.0) for c, m in modules.items()}
-    again = seeded.describe(CHIP, PROFILE, TINY, "fp8", modules, ranges, "meta", tmp_path / "described")
-    for network, (one,) in again.items():
+    for network, one in described(CHIP, PROFILE, TINY, "fp8", tmp_path / "described").items():
         for before, after in zip(calls[network], one.builder.calls, strict=True):
             assert after.variants[0] == before.variants[-1], before.name
+
+
+@pytest.mark.parametrize("path", sorted(measured.TABLES.iterdir()), ids=lambda path: path.stem)
+def test_a_committed_table_is_of_launches_and_tiles_that_there_are(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes first in a launch at full size, of policies that keep some, all or no layers in bf16."""
+    chip = Chip(int(path.stem.removeprefix("sm")))
+    firsts: dict[tuple[str, int], Entry] = {}
+    policies: list[tuple[Recipe, Any]] = [("fp8", seeded.kept), ("fp8", lambda _: {}), ("bf16", seeded.kept)]
+    for turn, (recipe, kept) in enumerate(policies):
+        monkeypatch.setattr(seeded, "kept", kept)
+        for name in ("C", "A10"):
+            folder = tmp_path / f"{turn}-{name}"
+            for one in described(chip, PROFILES[name], PI05, recipe, folder).values():
+                for call in one.builder.calls:
+                    best = call.variants[0].wanted
+                    tile = shape(dict(best.constants))
+                    entry = Entry(call.kind, call.rows, tile, best.warps, best.stages)
+                    firsts[entry.launch, entry.rows] = entry
+    table = msgspec.json.decode(path.read_bytes(), type=Table)
+    keys = [(entry.launch, entry.rows) for entry in table.entries]
+    assert table.gpu and keys == sorted(set(keys))
+    for key, entry in zip(keys, table.entries, strict=True):
+        assert firsts[key] == entry
+
+
+def described(
+    chip: Chip, profile: Profile, geometry: Geometry, recipe: Recipe, folder: Path
+) -> dict[str, Described]:
+    """Component -> its launches, at the profile's one prompt bucket."""
+    modules = seeded.components(
+        seeded.seeded_weights(geometry, "meta"), geometry, seeded.interface_of(profile, geometry), "meta"
+    )
+    ranges = {c: dict.fromkeys(seeded.quantizable(m), 1.0) for c, m in modules.items()}
+    found = seeded.describe(chip, profile, geometry, recipe, modules, ranges, "meta", folder)
+    return {component: one for component, (one,) in found.items()}

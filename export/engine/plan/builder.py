@@ -138,8 +138,9 @@ class Builder:
         given = {n: v for n, v in operands.items() if v is not None}
         ordered = {n: given[n] for n in kernel.arg_names if n in given}
         ways = {t: way for way in (Way(kernel, tiles, grid), *others) for t in way.tiles}
-        ends = (next(v for v in ordered.values() if isinstance(v, Value)), ordered.get("out"))
-        dtypes = [TYPES[v.dtype] for v in ends if isinstance(v, Value)]
+        first = next(v for v in ordered.values() if isinstance(v, Value))
+        told = (first, ordered.get("out"), ordered.get("soon"))
+        dtypes = [TYPES[v.dtype] for v in told if isinstance(v, Value)]
         rows = next((v for n, v in given.items() if n in ("M", "ROWS") and isinstance(v, int)), 0)
         launch = kind(kernel.fn.__name__, dtypes, constants)
         choices = best_first(self.chip.number, launch, rows * batches, tuple(ways))
