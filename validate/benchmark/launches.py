@@ -89,7 +89,7 @@ def kernel_table(
                     share=ms * times[network] / total if total else 0.0,
                     floor_us=floor * 1e3 if floor else None,
                     bound=bound,
-                    distance=each / (floor * 1e3) if floor else None,
+                    distance=each / (floor * 1e3) if floor and each else None,
                 )
             )
     return tuple(found)
