@@ -5,6 +5,7 @@ is a child process that answers with a report or an error, and everything else i
 """
 
 import traceback
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -120,7 +121,7 @@ def measure_latency(policy: Policy, bundle: Path, target: str) -> Latency:
     warm_up, repeats = (_WARM_UP, _REPEATS) if on_cpu else (_GPU_WARM_UP, _GPU_REPEATS)
     policy.steps = manifest.default_steps
     sample, _ = golden.observation(bundle, manifest.golden.file, manifest.golden.prompt)
-    given = [policy.infer(sample) for _ in range(warm_up + repeats)]
+    given = [policy.infer(one) for one in islice(golden.in_turn(sample), warm_up + repeats)]
     golden.check_steady([one["actions"] for one in given], target)
     totals = [one["timings"]["total"] for one in given[warm_up:]]
     return Latency(

@@ -34,18 +34,18 @@ def program(device: HostDevice) -> HostProgram:
 
 
 @pytest.fixture
-def overlapping(device: HostDevice, program: HostProgram) -> GraphEngine:
-    """With the first denoise step beside the prompt."""
-    program.overlaps = True
-    return GraphEngine(device, program, SIGNATURES)
-
-
-@pytest.fixture
 def engine(device: HostDevice, program: HostProgram) -> Iterator[GraphEngine]:
     engine = GraphEngine(device, program, SIGNATURES)
     yield engine
     engine.close()
     assert device.leaks == 0 and device.closed and program.closed
+
+
+@pytest.fixture
+def overlapping(engine: GraphEngine, program: HostProgram) -> GraphEngine:
+    """With the first denoise step beside the prompt."""
+    program.overlaps = True
+    return engine
 
 
 def expected_actions(seed: int, steps: int, prompt: int = 5) -> np.ndarray:

@@ -231,16 +231,42 @@ def test_a_weight_that_is_misplaced(tmp_path: Path) -> None:
         read_plan(save(tmp_path, tensors=tensors))
 
 
+def two_networks(folder: Path, device: LaunchingDevice, *launches: Launch) -> PlanProgram:
+    files: dict[str, Path] = {}
+    for name in ("vision", "other"):
+        (folder / name).mkdir()
+        shaped = (Shaped(SHAPES, launches, 320),)
+        files[name] = save(folder / name, replace(PLAN, component=name, shaped=shaped))
+    return PlanProgram(files, dict.fromkeys(files, SIGNATURES["vision"]), device)
+
+
+def test_a_network_beside_another_waits_for_what_it_reads(tmp_path: Path) -> None:
+    device = LaunchingDevice()
+    main, beside = device.create_stream(), device.create_stream()
+    layers = [replace(LAUNCH, arguments=(Port("image_tokens", offset),)) for offset in (0, 8)]
+    program = two_networks(tmp_path, device, *layers)
+    addresses = {port: 1 << 20 for port in PORTS}
+    before = program.bind("other", SHAPES, main)
+    program.bind_overlapped(("vision", "other"), (SHAPES, SHAPES), main, beside)(addresses, main)
+    before(addresses, main)
+    assert [(values[0] - (1 << 20), stream, early) for *_, (values, _), stream, early in device.launched] == [
+        (0, main, False),
+        (0, beside, False),
+        (8, main, True),
+        (8, beside, False),
+        # Not behind itself, though it was launched last.
+        (0, main, False),
+        (8, main, True),
+    ]
+    assert device.calls["follow"] == 3
+    program.close()
+
+
 def test_only_launches_of_one_network_overlap(tmp_path: Path) -> None:
     # What another network wrote may be read ahead (kernels/order.py).
     device = LaunchingDevice()
-    files: dict[str, Path] = {}
-    for name in ("vision", "other"):
-        (tmp_path / name).mkdir()
-        twice = (Shaped(SHAPES, (LAUNCH, LAUNCH), 320),)
-        files[name] = save(tmp_path / name, replace(PLAN, component=name, shaped=twice))
-    program = PlanProgram(files, dict.fromkeys(files, SIGNATURES["vision"]), device)
-    bound = {name: program.bind(name, SHAPES, 5) for name in files}
+    program = two_networks(tmp_path, device, LAUNCH, LAUNCH)
+    bound = {name: program.bind(name, SHAPES, 5) for name in ("vision", "other")}
     for name in ("vision", "vision", "other", "vision"):
         bound[name]({port: 1 << 20 for port in PORTS}, stream=5)
     assert [early for *_, early in device.launched] == [False, True, True, True, False, True, False, True]

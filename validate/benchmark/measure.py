@@ -169,12 +169,13 @@ def _launches(
 def _decisions(
     policy: Policy, sample: Mapping[str, Any], target: str, calls: Calls, title: str
 ) -> tuple[list[float], dict[str, Timing]]:
-    """Totals of whole calls of `infer`, and what the policy times within them.
+    """Totals of whole calls of `infer`, and what the policy times within them; over `golden.in_turn`.
 
     Errors: GateError if they differ where they must not.
     """
     given: list[dict[str, Any]] = []
-    samples = time_calls(lambda: given.append(policy.infer(sample)), calls, title)
+    observations = golden.in_turn(sample)
+    samples = time_calls(lambda: given.append(policy.infer(next(observations))), calls, title)
     golden.check_steady([one["actions"] for one in given], target)
     counted: list[dict[str, float]] = [one["timings"] for one in given[calls.warm_up :]]
     names = [name for name in counted[0] if name != "total"]

@@ -139,7 +139,7 @@ class Builder:
         ordered = {n: given[n] for n in kernel.arg_names if n in given}
         ways = {t: way for way in (Way(kernel, tiles, grid), *others) for t in way.tiles}
         first = next(v for v in ordered.values() if isinstance(v, Value))
-        told = (first, ordered.get("out"), ordered.get("soon"))
+        told = (first, ordered.get("out", ordered.get("soon")))
         dtypes = [TYPES[v.dtype] for v in told if isinstance(v, Value)]
         rows = next((v for n, v in given.items() if n in ("M", "ROWS") and isinstance(v, int)), 0)
         launch = kind(kernel.fn.__name__, dtypes, constants)

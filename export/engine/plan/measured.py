@@ -37,8 +37,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def kind(kernel: str, dtypes: Iterable[str], constants: Mapping[str, int | str]) -> str:
-    """Of a launch, whatever its rows. dtypes: of its first operand, of its result and of the weights that it
-    may ask for. constants: but for those of its tile."""
+    """Of a launch, whatever its rows. dtypes: of its first operand and of its result, or, where all results
+    are alike, of the weights that it may ask for. constants: but for those of its tile."""
     return " ".join((kernel, *dtypes, *(f"{name}={value}" for name, value in constants.items())))
 
 

@@ -49,7 +49,7 @@ class GraphEngine:
         self._tables: dict[int, Table] = {}
         self._launches: dict[tuple[str, tuple[tuple[int, ...], ...]], Launch] = {}
         self._overlapped: dict[int, Launch | None] = {}
-        self._graphs: dict[tuple[str, Hashable], Graph] = {}
+        self._graphs: dict[str, Graph] = {}
         self._apart_s = 0.0
         self._resident: Bucket | None = None
         self._closed = False
@@ -147,7 +147,7 @@ class GraphEngine:
             port = self._memory.ports["images"]
             images.pinned[:] = encode(port, self._memory.shape("images", 0), inputs.images)
         work = partial(self._enqueue_images, images, frames)
-        self._graph("images", sizes, work).launch(self._stream)
+        self._graph(f"images {sizes}", work).launch(self._stream)
 
     def _launch_prompt(
         self, images: Images, prompt: Prompt, noise: Floats, table: Table
@@ -163,19 +163,18 @@ class GraphEngine:
         overlapped = self._once(self._overlapped, bucket.prompt, partial(self._overlap, bucket.prompt))
         if overlapped is None:
             work = partial(self._enqueue_prompt, images, bucket)
-            self._graph("prompt bucket", bucket.prompt, work).launch(self._stream)
+            self._graph(f"prompt bucket {bucket.prompt}", work).launch(self._stream)
             return bucket, 0
         addresses = images.addresses | bucket.addresses | _step(bucket, table, 0)
-        key = (bucket.prompt, table.schedule.steps)
-        work = partial(overlapped, addresses)
-        self._graph("prompt bucket and the first of denoise steps", key, work).launch(self._stream)
+        name = f"prompt bucket {bucket.prompt} with 1 of {table.schedule.steps} denoise steps"
+        self._graph(name, partial(overlapped, addresses)).launch(self._stream)
         return bucket, 1
 
     def _denoised(self, bucket: Bucket, table: Table, done: int) -> Floats:
         """The actions, once all that was launched has ended. done: steps of that."""
-        work = partial(self._enqueue_steps, bucket, table, done)
-        key = (bucket.prompt, table.schedule.steps, done)
-        self._graph("prompt bucket, denoise steps and those before", key, work).launch(self._stream)
+        steps = table.schedule.steps
+        name = f"prompt bucket {bucket.prompt}, {steps - done} of {steps} denoise steps"
+        self._graph(name, partial(self._enqueue_steps, bucket, table, done)).launch(self._stream)
         self._device.synchronize(self._stream)
         return decode(self._memory.ports["x"], self._memory.shape("x", 0), bucket.actions)
 
@@ -228,8 +227,8 @@ class GraphEngine:
             self._held.callback(held.pop_all().close)
         return frames
 
-    def _graph(self, kind: str, of: Hashable, work: Callable[[int], None]) -> Graph:
-        return self._once(self._graphs, (kind, of), partial(self._captured, f"{kind} {of}", work))
+    def _graph(self, name: str, work: Callable[[int], None]) -> Graph:
+        return self._once(self._graphs, name, partial(self._captured, name, work))
 
     def _captured(self, name: str, work: Callable[[int], None]) -> Graph:
         """It first runs directly, as warm-up, over what is staged."""
