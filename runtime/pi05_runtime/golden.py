@@ -4,7 +4,7 @@ It lets a device, or anyone with the bundle, find out whether these engines on t
 the policy that passed its gates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def observation(bundle: Path, file: str, prompt: str) -> tuple[dict[str, Any], d
     return {"images": images, "prompt": prompt, "state": stored["state"], "noise": stored["noise"]}, actions
 
 
-def in_turn(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def in_turn(sample: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The observation twice, then twice with its images upside down, and so on for ever. Each follows itself
     and follows the other: a decision that takes something of the one before it is not always the same."""
     turned = {name: np.ascontiguousarray(image[::-1]) for name, image in sample["images"].items()}
