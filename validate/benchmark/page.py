@@ -39,8 +39,9 @@ policy itself times in these calls; <em>alone</em> is a CUDA graph of one networ
 itself, denoise with all its steps. Kernel plans take the first denoise step beside prefill, and columns show
 of denoise what it adds. What the total has beyond the networks is staging, copies and launching:
 <em>images</em> is bringing these to the device and, where it resizes them, that too, <em>prompt</em> bringing
-all else, and actions back. A run of a kernel plan ends where a decision's actions are not those of the first.
-A peer starts from preprocessed images and token ids on the host and ends with normalised actions there.</p>
+all else, and actions back. Two observations take turns, and a run of a kernel plan ends where a decision's
+actions are not those of the first over the same observation. A peer starts from preprocessed images and token
+ids on the host and ends with normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
