@@ -47,9 +47,9 @@ def steps(n: int) -> Steps:
     total = summarize(samples, 300)
     inside = {"preprocess": one(0.125), "decision": one(2.9 + 0.25 * n)}
     rest = total.median_ms - 0.5 - 2.125 - 0.25 * (n - 1)
-    return Steps(
-        n, total, tuple(samples), inside, alone, rest, 2.0 + 0.1 * n, total.median_ms / (2 + 0.1 * n)
-    )
+    floor = 2.0 + 0.1 * n
+    distance, paced, capped = total.median_ms / floor, one(4.125 + n), 0.05 + 0.09 * n
+    return Steps(n, total, tuple(samples), inside, alone, rest, floor, distance, paced, capped)
 
 
 def run() -> Run:

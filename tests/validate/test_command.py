@@ -12,7 +12,8 @@ from tests.validate.conftest import TINY
 from tests.validate.reports import DEVICE, run
 from validate.benchmark import __main__ as command
 from validate.benchmark import kernels, maker
-from validate.benchmark.measure import Calls, Subject
+from validate.benchmark.decisions import Calls
+from validate.benchmark.measure import Subject
 from validate.benchmark.results import FILE, Run, read_report
 
 NAMES = ("wrong", "good", "late")

@@ -1,10 +1,8 @@
 """A seeded bundle of kernel plans, judged and then timed; and what is not timed."""
 
-import time
 from pathlib import Path
 from shutil import copytree
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save_file
@@ -14,14 +12,14 @@ from pi05_runtime import manifest as contract
 from pi05_runtime.engines import overlap
 from pi05_runtime.errors import GateError
 from pi05_runtime.plan import Shaped, read_plan
-from pi05_runtime.policy import Policy
 from pi05_runtime.verify import hash_file
 from tests.kernels.interpreting_device import InterpretingDevice
 from tests.validate.conftest import STEPS, TARGET, TINY, interpreting
 from validate.benchmark import measure as module
+from validate.benchmark.decisions import Calls
 from validate.benchmark.floors import CHIPS, cost
 from validate.benchmark.loading import describe, load_policy
-from validate.benchmark.measure import Calls, Subject, measure, time_calls
+from validate.benchmark.measure import Subject, measure
 from validate.benchmark.networks import open_networks
 from validate.benchmark.results import OVERLAPPED, Run
 
@@ -139,38 +137,7 @@ def test_a_wrong_engine_is_not_timed(
     files = manifest.files | {manifest.golden.file: hash_file(file)}
     changed = replace(manifest, files=files)
     (bundle / contract.FILE).write_bytes(contract.encode(changed))
-    monkeypatch.setattr(module, "time_calls", lambda *_: pytest.fail("a wrong engine was timed"))
+    monkeypatch.setattr(module, "time_decisions", lambda *_: pytest.fail("a wrong engine was timed"))
     wrong = Subject("wrong", "tiny", bundle, subject.target, "seeded")
     with pytest.raises(GateError, match=r"self-test of sm90-plan failed: cosine -0\.99"):
         list(measure(wrong, STEPS, Calls(0, 2), H100))
-
-
-def test_decisions_that_differ_are_no_measurement(
-    subject: Subject, interpreted: list[InterpretingDevice], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decided: list[int] = []
-
-    def infer(self: Policy, observation: object) -> dict[str, object]:
-        actions = np.zeros((4, 32), np.float32)
-        actions[3, 1] = len(decided) == 4
-        decided.append(0)
-        return {"actions": actions, "timings": {"preprocess": 1.0, "decision": 1.0, "total": 2.0}}
-
-    monkeypatch.setattr(Policy, "infer", infer)
-    with pytest.raises(GateError, match=r"sm90-plan failed: 1 of 5 decisions gave other actions"):
-        list(measure(subject, (1,), Calls(2, 3), H100))
-
-
-def test_nothing_begins_after_the_deadline() -> None:
-    assert Calls(1, 1, time.monotonic() - 1).over and not Calls(1, 1).over
-
-
-def test_warm_up_calls_do_not_count() -> None:
-    calls: list[float] = []
-
-    def work() -> None:
-        time.sleep(0.05 if len(calls) < 2 else 0)
-        calls.append(0)
-
-    samples = time_calls(work, Calls(2, 5), "work")
-    assert len(calls) == 7 and len(samples) == 5 and max(samples) < 50

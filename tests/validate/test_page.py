@@ -61,6 +61,15 @@ def test_it_holds_the_figures() -> None:
     assert "of another device and shape" in text and "profile C: 2 views, 532 prefix tokens" in text
 
 
+def test_what_a_controller_sees_and_what_held_the_clocks_back() -> None:
+    text = page(report())
+    row = text[text.index("asked for every 20 ms") :].partition("</tr>")[0]
+    assert "5.12" in row and "held its clocks back: 14% at N = 1, 95% at N = 10." in text
+    bare = [replace(s, paced=None, capped=None) for s in run().steps]
+    text = page(replace(report(), runs=(replace(run(), steps=tuple(bare)),)))
+    assert "every 20 ms" not in text and "held its clocks" not in text
+
+
 def test_kernels_come_costliest_first() -> None:
     text = page(report())
     assert -1 < text.index("denoise qkv") < text.index("vision norm1")

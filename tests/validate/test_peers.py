@@ -11,7 +11,8 @@ from pi05_runtime import golden
 from pi05_runtime.manifest import read_manifest
 from tests.validate.conftest import STEPS
 from tests.validate.reports import run, steps
-from validate.benchmark.measure import Calls, Subject
+from validate.benchmark.decisions import Calls
+from validate.benchmark.measure import Subject
 from validate.benchmark.peers import COMPILED, EAGER, Setting, measure_peers, rated
 from validate.benchmark.results import Peer, Run
 

@@ -27,8 +27,9 @@ from pi05_runtime.geometry import PI05
 from pi05_runtime.lock import check_device
 from pi05_runtime.manifest import read_manifest
 from pi05_runtime.targets import find_target
+from validate.benchmark.decisions import CPU_CALLS, GPU_CALLS, Calls
 from validate.benchmark.floors import find_chip
-from validate.benchmark.measure import CPU_CALLS, GPU_CALLS, Calls, Subject, measure
+from validate.benchmark.measure import Subject, measure
 from validate.benchmark.page import write_page
 from validate.benchmark.peers import Setting, measure_peers, rated
 from validate.benchmark.profiles import BUNDLE, PROFILES, STEPS

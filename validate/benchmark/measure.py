@@ -12,13 +12,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from export.stage import progress
 from pi05_runtime import golden
 from pi05_runtime.engines.plan import PlanProgram
 from pi05_runtime.geometry import COMPONENTS
 from pi05_runtime.manifest import Manifest
-from pi05_runtime.policy import Policy
 from pi05_runtime.targets import find_target
+from validate.benchmark.decisions import Calls, Decisions, time_calls, time_decisions
 from validate.benchmark.floors import Chip, cost, parts
 from validate.benchmark.inputs import chosen_variants, engine_files, golden_inputs
 from validate.benchmark.launches import kernel_table
@@ -36,8 +35,6 @@ from validate.benchmark.results import (
     summarize,
 )
 
-CPU_CALLS, GPU_CALLS = (5, 30), (300, 1000)
-"""Warm-up calls, and calls that count. A GPU's clocks settle after about 300."""
 SAMPLE_DIGITS = 4
 
 
@@ -53,30 +50,6 @@ class Subject:
     parameters: str
     engines: Path | None = None
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-
-
-@dataclass(frozen=True)
-class Calls:
-    """How often, and until when: a step count that would begin after `deadline` is left out."""
-
-    warm_up: int
-    repeats: int
-    deadline: float = float("inf")
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.deadline
-
-
-def time_calls(work: Callable[[], object], calls: Calls, title: str) -> list[float]:
-    """Milliseconds of each call that counts."""
-    samples: list[float] = []
-    for i in progress(range(calls.warm_up + calls.repeats), desc=title, unit="call", leave=False):
-        start = time.perf_counter()
-        work()
-        if i >= calls.warm_up:
-            samples.append((time.perf_counter() - start) * 1e3)
-    return samples
 
 
 def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip | None) -> Iterator[Run]:
@@ -107,14 +80,14 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
             floors={},
             keep=_kept(subject, manifest),
         )
-        decisions: dict[int, tuple[list[float], dict[str, Timing]]] = {}
+        decisions: dict[int, Decisions] = {}
         for n in steps:
             if calls.over:
                 missing = f"{n} steps: the time limit came first"
                 run = replace(run, missing=(*run.missing, missing))
                 continue
             policy.steps = n
-            decisions[n] = _decisions(policy, sample, subject.target, calls, f"{subject.name}, {n} steps")
+            decisions[n] = time_decisions(policy, sample, subject.target, calls, f"{subject.name}, {n} steps")
             yield _finished(run, manifest, decisions, {}, chip)
     alone: dict[int, dict[str, Timing]] = {}
     if find_target(subject.target).compute_capability is not None:
@@ -166,27 +139,10 @@ def _launches(
     return kernel_table(networks, program, files, choices, costs, steps, chip)
 
 
-def _decisions(
-    policy: Policy, sample: Mapping[str, Any], target: str, calls: Calls, title: str
-) -> tuple[list[float], dict[str, Timing]]:
-    """Totals of whole calls of `infer`, and what the policy times within them; over `golden.in_turn`.
-
-    Errors: GateError if they differ where they must not.
-    """
-    given: list[dict[str, Any]] = []
-    observations = golden.in_turn(sample)
-    samples = time_calls(lambda: given.append(policy.infer(next(observations))), calls, title)
-    golden.check_steady([one["actions"] for one in given], target)
-    counted: list[dict[str, float]] = [one["timings"] for one in given[calls.warm_up :]]
-    names = [name for name in counted[0] if name != "total"]
-    parts = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
-    return samples, parts
-
-
 def _finished(
     run: Run,
     manifest: Manifest,
-    decisions: dict[int, tuple[list[float], dict[str, Timing]]],
+    decisions: dict[int, Decisions],
     alone: dict[int, dict[str, Timing]],
     chip: Chip | None,
 ) -> Run:
@@ -198,20 +154,22 @@ def _finished(
     }
     least = {c: counted.milliseconds(chip) if chip else None for c, counted in costs.items()}
     steps: list[Steps] = []
-    for n, (samples, inside) in decisions.items():
-        total = summarize(samples, inside["preprocess"].warm_up)
+    for n, found in decisions.items():
+        total = summarize(found.samples, found.inside["preprocess"].warm_up)
         networks = alone.get(n, {})
-        found = [floor[0] * (n if c == "denoise" else 1) for c, floor in least.items() if floor]
-        floor = sum(found) if len(found) == len(least) else None
+        known = [floor[0] * (n if c == "denoise" else 1) for c, floor in least.items() if floor]
+        floor = sum(known) if len(known) == len(least) else None
         one = Steps(
             steps=n,
             total=total,
-            samples_ms=tuple(round(s, SAMPLE_DIGITS) for s in samples),
-            inside=inside,
+            samples_ms=tuple(round(s, SAMPLE_DIGITS) for s in found.samples),
+            inside=found.inside,
             alone=networks,
             rest_ms=None,
             floor_ms=floor,
             distance=total.median_ms / floor if floor else None,
+            paced=found.paced,
+            capped=found.capped,
         )
         rest = total.median_ms - sum(one.added.values()) if networks else None
         steps.append(replace(one, rest_ms=rest))

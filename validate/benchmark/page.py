@@ -9,7 +9,7 @@ from validate.benchmark import plots
 from validate.benchmark.floors import CHIPS, Chip
 from validate.benchmark.plots import count, figure
 from validate.benchmark.published import ROWS, SEED_PARTS, SEED_PRECISION, SEED_SHAPE
-from validate.benchmark.results import Peer, Report, Run, Steps, Timing
+from validate.benchmark.results import PERIOD_MS, Peer, Report, Run, Steps, Timing
 
 FILE = "benchmark.html"
 STYLE = """
@@ -34,10 +34,11 @@ svg .title { font-weight: 600 } svg .value { font-weight: 600 } svg .small { fon
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact } }
 """
 METHOD = """
-<p>A total is the wall-clock time of one call of <code>Policy.infer</code>. <em>Within it</em> is what the
-policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for by
-itself, denoise with all its steps. Kernel plans take the first denoise step beside prefill, and columns show
-of denoise what it adds. What the total has beyond the networks is staging, copies and launching:
+<p>A total is the wall-clock time of one call of <code>Policy.infer</code>, one after the other, which may
+bring a GPU to its power limit; <em>asked for every</em> is what a controller sees. <em>Within it</em> is what
+the policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for
+by itself, denoise with all its steps. Kernel plans take the first denoise step beside prefill, and columns
+show of denoise what it adds. What the total has beyond the networks is staging, copies and launching:
 <em>images</em> is bringing these to the device and, where it resizes them, that too, <em>prompt</em> bringing
 all else, and actions back. Two observations take turns, and a run of a kernel plan ends where a decision's
 actions are not those of the first over the same observation. A peer starts from preprocessed images and token
@@ -151,13 +152,21 @@ def _timings(run: Run) -> str:
     for s in run.steps:
         main.add(len(rows))
         rows.append((f"N = {s.steps}", "images to actions", *_cells(s.total)))
+        if s.paced:
+            rows.append(("", f"asked for every {PERIOD_MS} ms", *_cells(s.paced, rate=False)))
         rows += [("", f"{name}, within it", *_cells(t, rate=False)) for name, t in s.inside.items()]
         rows += [("", f"{name}, alone", *_cells(t, rate=False)) for name, t in s.alone.items()]
         if s.rest_ms is not None:
             rows.append(("", "beyond the networks", figure(s.rest_ms), *[""] * 7))
     rows += [("any N", f"{name}, alone", *_cells(t, rate=False)) for name, t in run.outside.items()]
     heads = ("", "ms", "median", "p90", "p99", "min", "p99 - median", "p99 / median", "Hz", "calls")
-    return table(heads, rows, words=(1,), main=main)
+    return table(heads, rows, words=(1,), main=main) + _capped(run)
+
+
+def _capped(run: Run) -> str:
+    found = [f"{s.capped:.0%} at N = {s.steps}" for s in run.steps if s.capped is not None]
+    told = "Share of the time of these decisions in which the GPU's power limit held its clocks back: "
+    return f'<p class="quiet">{told}{", ".join(found)}.</p>' if found else ""
 
 
 def _cells(t: Timing, rate: bool = True) -> tuple[str, ...]:

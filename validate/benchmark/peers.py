@@ -24,8 +24,9 @@ from pi05_runtime import golden
 from pi05_runtime.manifest import Manifest, read_manifest
 from pi05_runtime.verify import hash_file
 from validate.benchmark import lerobot_process
+from validate.benchmark.decisions import Calls
 from validate.benchmark.inputs import golden_inputs
-from validate.benchmark.measure import Calls, Subject
+from validate.benchmark.measure import Subject
 from validate.benchmark.results import Peer, Run, summarize
 
 EAGER, COMPILED = "LeRobot, eager", "LeRobot, torch.compile"

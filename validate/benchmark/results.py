@@ -49,6 +49,8 @@ class SeedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 OVERLAPPED = "prefill and a step"
 """Prefill with the first denoise step beside it."""
+PERIOD_MS = 20
+"""Of a controller at 50 Hz, which asks for a decision at one of its ticks."""
 
 
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +58,9 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples_ms: of `total`, in the order in which they were taken. inside: what the policy itself times within
     these very decisions. alone: on a GPU, the graph of each network by itself, `denoise` with all its steps;
     and OVERLAPPED where a decision has that. rest_ms: the median total less what is `added`. floor_ms: of the
-    decision; distance: the median total over it."""
+    decision; distance: the median total over it. paced: as `total`, but asked for every PERIOD_MS; None where
+    one takes longer. capped: share of the time of `total` in which the GPU's power limit held its clocks
+    back; None where no driver counts that."""
 
     steps: int
     total: Timing
@@ -66,6 +70,8 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rest_ms: float | None
     floor_ms: float | None
     distance: float | None
+    paced: Timing | None = None
+    capped: float | None = None
 
     @property
     def parts(self) -> dict[str, float]:
