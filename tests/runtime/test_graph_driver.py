@@ -106,6 +106,11 @@ def test_error_names_the_call_and_cuda_s_words(cuda: Bindings) -> None:
         device.alloc(8)
 
 
+def test_its_place_on_the_bus(cuda: Bindings) -> None:
+    cuda.results["cuDeviceGetPCIBusId"] = (b"0000:0F:00.0\0\0\0\0",)
+    assert CudaDevice().bus == "0000:0F:00.0"
+
+
 def test_primary_context_is_retained_and_released(cuda: Bindings) -> None:
     CudaDevice().close()
     names = [call[0] for call in cuda.calls]

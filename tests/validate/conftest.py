@@ -26,6 +26,7 @@ TINY = Geometry(
 )
 PROFILE = Profile(views=2, prompt=8, horizon=4)
 STEPS = (1,)
+BUS = "0000:0F:00.0"
 MEMORY = 1 << 40
 """Bytes of the machine's GPU."""
 
@@ -57,6 +58,8 @@ def interpreting() -> Iterator[list[InterpretingDevice]]:
     wanted, opened = kernels.wanted(CHIP, TINY, PROFILE, "fp8"), []
 
     class Machine(InterpretingDevice):
+        bus = BUS
+
         def free_memory(self) -> int:
             return MEMORY - sum(len(array) for device in opened for array in device.memory.values())
 

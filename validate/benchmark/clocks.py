@@ -4,26 +4,28 @@ import subprocess
 import time
 
 COUNTER = "clocks_event_reasons_counters.sw_power_cap"
-
-
-def capped_us() -> int | None:
-    """Microseconds in which the first GPU's power limit held its clocks back, since some time in the past.
-    None where no driver counts them."""
-    command = ["nvidia-smi", "--id=0", f"--query-gpu={COUNTER}", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-        return int(told)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+PATIENCE_S = 10
 
 
 class PowerLimit:
-    """From its making on."""
+    """Watches a GPU from when it is made. bus: the GPU's place on the PCI bus."""
 
-    def __init__(self) -> None:
-        self._before, self._start = capped_us(), time.perf_counter()
+    def __init__(self, bus: str) -> None:
+        self._bus = bus
+        self._before, self._start = self._capped_us(), time.perf_counter()
 
     def share(self) -> float | None:
-        """Of the time, in which it held the clocks back; None as above."""
-        took, now = time.perf_counter() - self._start, capped_us()
-        return None if self._before is None or now is None else (now - self._before) / 1e6 / took
+        """Of the time until now, in which the power limit held the clocks back. None where no driver counts
+        that."""
+        took, after = time.perf_counter() - self._start, self._capped_us()
+        return None if self._before is None or after is None else (after - self._before) / 1e6 / took
+
+    def _capped_us(self) -> int | None:
+        """Microseconds, since some time in the past."""
+        query = f"--query-gpu={COUNTER}"
+        command = ["nvidia-smi", f"--id={self._bus}", query, "--format=csv,noheader,nounits"]
+        try:
+            told = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE_S).stdout
+            return int(told)
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return None

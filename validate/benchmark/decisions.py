@@ -9,7 +9,6 @@ from typing import Any
 from export.stage import progress
 from pi05_runtime import golden
 from pi05_runtime.policy import Policy
-from pi05_runtime.targets import find_target
 from validate.benchmark.clocks import PowerLimit
 from validate.benchmark.results import PERIOD_MS, Timing, summarize
 
@@ -45,48 +44,42 @@ class Decisions:
 def time_calls(
     work: Callable[[], object], calls: Calls, title: str, period_ms: float | None = None
 ) -> list[float]:
-    """Milliseconds of each call that counts, one after the other or one every `period_ms`."""
+    """Milliseconds of each call that counts: one after the other, or each at a multiple of `period_ms` after
+    the first."""
     samples: list[float] = []
+    first = time.perf_counter()
     for i in progress(range(calls.warm_up + calls.repeats), desc=title, unit="call", leave=False):
         start = time.perf_counter()
         work()
         if i >= calls.warm_up:
             samples.append((time.perf_counter() - start) * 1e3)
         if period_ms is not None:
-            time.sleep(max(start + period_ms / 1e3 - time.perf_counter(), 0))
+            time.sleep((first - time.perf_counter()) % (period_ms / 1e3))
     return samples
 
 
 def time_decisions(
-    policy: Policy, sample: Mapping[str, Any], target: str, calls: Calls, title: str
+    policy: Policy, sample: Mapping[str, Any], target: str, bus: str | None, calls: Calls, title: str
 ) -> Decisions:
-    """Errors: GateError if actions differ where they must not."""
-    limit = PowerLimit() if find_target(target).compute_capability is not None else None
-    samples, inside = _asked(policy, sample, target, calls, title)
-    capped = limit and limit.share()
-    paced = None
-    if statistics.median(samples) < PERIOD_MS:
-        warm_up, repeats = PACED_CALLS
-        some = Calls(min(calls.warm_up, warm_up), min(calls.repeats, repeats))
-        title += f" every {PERIOD_MS} ms"
-        paced = summarize(_asked(policy, sample, target, some, title, PERIOD_MS)[0], some.warm_up)
-    return Decisions(samples, inside, paced, capped)
+    """Whole calls of `infer`, over `golden.in_turn`. bus: of the GPU, if there is one.
 
-
-def _asked(
-    policy: Policy,
-    sample: Mapping[str, Any],
-    target: str,
-    calls: Calls,
-    title: str,
-    period_ms: float | None = None,
-) -> tuple[list[float], dict[str, Timing]]:
-    """Totals of whole calls of `infer`, and what the policy times within them; over `golden.in_turn`."""
+    Errors: GateError if actions differ where they must not, of those without and with a pause.
+    """
     given: list[dict[str, Any]] = []
     observations = golden.in_turn(sample)
-    samples = time_calls(lambda: given.append(policy.infer(next(observations))), calls, title, period_ms)
-    golden.check_steady([one["actions"] for one in given], target)
+
+    def ask() -> None:
+        given.append(policy.infer(next(observations)))
+
+    limit = PowerLimit(bus) if bus is not None else None
+    samples = time_calls(ask, calls, title)
+    capped = limit.share() if limit is not None else None
     counted: list[dict[str, float]] = [one["timings"] for one in given[calls.warm_up :]]
     names = [name for name in counted[0] if name != "total"]
-    parts = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
-    return samples, parts
+    inside = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
+    paced = None
+    if statistics.median(samples) < PERIOD_MS:
+        some = Calls(*map(min, (calls.warm_up, calls.repeats), PACED_CALLS))
+        paced = summarize(time_calls(ask, some, f"{title} every {PERIOD_MS} ms", PERIOD_MS), some.warm_up)
+    golden.check_steady([one["actions"] for one in given], target)
+    return Decisions(samples, inside, paced, capped)

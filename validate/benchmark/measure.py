@@ -80,6 +80,7 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
             floors={},
             keep=_kept(subject, manifest),
         )
+        bus = load.device.bus if load.device else None
         decisions: dict[int, Decisions] = {}
         for n in steps:
             if calls.over:
@@ -87,7 +88,9 @@ def measure(subject: Subject, steps: tuple[int, ...], calls: Calls, chip: Chip |
                 run = replace(run, missing=(*run.missing, missing))
                 continue
             policy.steps = n
-            decisions[n] = time_decisions(policy, sample, subject.target, calls, f"{subject.name}, {n} steps")
+            decisions[n] = time_decisions(
+                policy, sample, subject.target, bus, calls, f"{subject.name}, {n} steps"
+            )
             yield _finished(run, manifest, decisions, {}, chip)
     alone: dict[int, dict[str, Timing]] = {}
     if find_target(subject.target).compute_capability is not None:

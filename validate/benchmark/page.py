@@ -33,16 +33,17 @@ svg .title { font-weight: 600 } svg .value { font-weight: 600 } svg .small { fon
   h2:first-of-type { break-before: auto } svg, table { break-inside: avoid }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact } }
 """
-METHOD = """
-<p>A total is the wall-clock time of one call of <code>Policy.infer</code>, one after the other, which may
-bring a GPU to its power limit; <em>asked for every</em> is what a controller sees. <em>Within it</em> is what
-the policy itself times in these calls; <em>alone</em> is a CUDA graph of one network, replayed and waited for
-by itself, denoise with all its steps. Kernel plans take the first denoise step beside prefill, and columns
-show of denoise what it adds. What the total has beyond the networks is staging, copies and launching:
-<em>images</em> is bringing these to the device and, where it resizes them, that too, <em>prompt</em> bringing
-all else, and actions back. Two observations take turns, and a run of a kernel plan ends where a decision's
-actions are not those of the first over the same observation. A peer starts from preprocessed images and token
-ids on the host and ends with normalised actions there.</p>
+METHOD = f"""
+<p>A total is the wall-clock time of one call of <code>Policy.infer</code>; calls come one after the other,
+which may bring a GPU to its power limit. <em>Asked for every {PERIOD_MS} ms</em> are calls as a controller of
+{1000 / PERIOD_MS:g} Hz makes them. <em>Within it</em> is what the policy itself times in the calls without a
+pause; <em>alone</em> is a CUDA graph of one network, replayed and waited for by itself, denoise with all its
+steps. Kernel plans take the first denoise step beside prefill, and columns show of denoise what it adds. What
+the total has beyond the networks is staging, copies and launching: <em>images</em> is bringing these to the
+device and, where it resizes them, that too, <em>prompt</em> bringing all else, and actions back. Two
+observations take turns, and a run of a kernel plan ends where a decision's actions are not those of the first
+over the same observation. A peer starts from preprocessed images and token ids on the host and ends with
+normalised actions there.</p>
 <p>A floor is, a component at a time, the larger of bytes over bandwidth and operations over the rate of the
 tensor cores: weights, inputs, outputs and cache once, matrix products and attention. Activations between
 layers, norms and launches are left out, so no network reaches it; a rate is a median, which single launches
@@ -165,7 +166,9 @@ def _timings(run: Run) -> str:
 
 def _capped(run: Run) -> str:
     found = [f"{s.capped:.0%} at N = {s.steps}" for s in run.steps if s.capped is not None]
-    told = "Share of the time of these decisions in which the GPU's power limit held its clocks back: "
+    told = (
+        "Share of the time of decisions without a pause in which the GPU's power limit held its clocks back: "
+    )
     return f'<p class="quiet">{told}{", ".join(found)}.</p>' if found else ""
 
 

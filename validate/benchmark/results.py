@@ -59,8 +59,8 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     these very decisions. alone: on a GPU, the graph of each network by itself, `denoise` with all its steps;
     and OVERLAPPED where a decision has that. rest_ms: the median total less what is `added`. floor_ms: of the
     decision; distance: the median total over it. paced: as `total`, but asked for every PERIOD_MS; None where
-    one takes longer. capped: share of the time of `total` in which the GPU's power limit held its clocks
-    back; None where no driver counts that."""
+    the median is no less. capped: share of the time of `total`, warm-up included, in which the GPU's power
+    limit held its clocks back; None where no driver counts that."""
 
     steps: int
     total: Timing

@@ -250,6 +250,11 @@ class CudaDevice:
         """Of the GPU, as its driver has it."""
         return self._call("cuDeviceGetName", 96, self._ordinal).split(b"\0")[0].decode()
 
+    @property
+    def bus(self) -> str:
+        """The GPU's place on the PCI bus, by which other programs know it too."""
+        return self._call("cuDeviceGetPCIBusId", 16, self._ordinal).split(b"\0")[0].decode()
+
     def free_memory(self) -> int:
         """Bytes of device memory that nobody uses."""
         free, _ = self._call("cuMemGetInfo")
