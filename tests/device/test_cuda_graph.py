@@ -272,6 +272,11 @@ def test_compute_capability_is_two_numbers() -> None:
     assert int(major) >= 5 and int(minor) >= 0
 
 
+def test_other_programs_know_its_place_on_the_bus(device: CountingDevice) -> None:
+    command = ["nvidia-smi", f"--id={device.bus}", "--query-gpu=name", "--format=csv,noheader"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == device.name
+
+
 def test_free_memory_counts_allocations(device: CountingDevice) -> None:
     free = device.free_memory()
     address = device.alloc(1 << 28)

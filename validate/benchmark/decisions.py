@@ -79,7 +79,8 @@ def time_decisions(
     inside = {name: summarize([c[name] for c in counted], calls.warm_up) for name in names}
     paced = None
     if statistics.median(samples) < PERIOD_MS:
-        some = Calls(*map(min, (calls.warm_up, calls.repeats), PACED_CALLS))
+        warm_up, repeats = PACED_CALLS
+        some = Calls(min(calls.warm_up, warm_up), min(calls.repeats, repeats))
         paced = summarize(time_calls(ask, some, f"{title} every {PERIOD_MS} ms", PERIOD_MS), some.warm_up)
     golden.check_steady([one["actions"] for one in given], target)
     return Decisions(samples, inside, paced, capped)
